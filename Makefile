@@ -1,0 +1,71 @@
+# `make demo`: samples with the shipped model. `make test`: everything that a change must pass.
+# Both make their own environment in .venv; a second call installs nothing. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+OUTPUT ?= output
+# The parity tests need PyTorch, on the CPU. Where the index offers only the CUDA build and that is too big:
+#   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+# Two processes suit two cores; the tests of one file stay together, because they share compiled functions.
+PYTEST_ARGS ?= -n 2 --dist loadfile
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# XLA's compilations are kept between runs.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
+
+.PHONY: help demo test test-slow lint format typecheck pytest mutants wheel clean
+.DEFAULT_GOAL := help
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | awk -F': +' '{printf "make %-12s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 11) else f"dtc-jax needs Python 3.11 or newer, and $(PYTHON) is {v[0]}.{v[1]}: set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(PIP_INSTALL) $(TORCH)
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed  ## Sample with the shipped model and draw the results into output/
+	$(BIN)/python -m dtc_jax.demo
+
+test: lint typecheck pytest  ## Lint, check formatting and types, run the fast tests
+
+lint: $(VENV)/.installed-dev  ## Lint, and check the formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev  ## Format, and fix what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+typecheck: $(VENV)/.installed-dev  ## Check the types
+	$(BIN)/mypy
+
+# Last, so that its summary ends the output.
+pytest: $(VENV)/.installed-dev | lint typecheck  ## Run the fast tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-dev  ## Run the full-size and long tests too
+	$(BIN)/python -m pytest -m "slow or not slow" --timeout=3600
+
+mutants: $(VENV)/.installed-dev  ## Break the code in known ways, one at a time, and see the tests go red
+	$(BIN)/python scripts/mutants.py --jobs $(JOBS)
+
+wheel: $(BIN)/python  ## Build the wheel into dist/
+	$(PIP_INSTALL) build
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean:  ## Remove the environment, caches and builds
+	rm -rf $(VENV) .cache build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

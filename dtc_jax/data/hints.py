@@ -1,0 +1,191 @@
+"""The hint: a canvas of zeros with the reference stitched into the largest rectangle of the mask.
+
+"Diffuse to Choose", section 3.2 and supplement 5.1. Host functions (numpy and Pillow) serve files and sampling; their
+JAX twins serve the procedural world and anything else that has to be jitted. Both resize with the same triangle filter,
+widened when shrinking (Pillow's ``BILINEAR``), over the trimmed crop alone, so that they agree up to rounding.
+"""
+
+from typing import Literal, get_args
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Num, Shaped, UInt8
+from PIL import Image
+
+from dtc_jax.data.masks import Box, bounding_box, bounding_box_jax, largest_rectangle
+
+Fit = Literal["contain", "stretch"]
+
+WHITE_TOLERANCE = 245
+"""A pixel is white if all its channels are at least this (of 255): above JPEG ringing, below an off-white fabric."""
+
+OPAQUE_TOLERANCE = 10
+"""A pixel is transparent if its alpha is below this (of 255)."""
+
+
+def _check_fit(fit: str) -> None:
+    if fit not in get_args(Fit):
+        raise ValueError(f"fit must be one of {', '.join(get_args(Fit))}, got {fit!r}")
+
+
+def trim_bounds(reference: UInt8[np.ndarray, "h w c"]) -> Box:
+    """The bounding box ``(y0, x0, y1, x1)``, half-open, of what is neither white nor transparent in a reference.
+
+    Args:
+        reference: uint8 RGB or RGBA. With an alpha channel in use (any pixel transparent) the alpha alone decides;
+            otherwise a pixel counts as product if any channel is below ``WHITE_TOLERANCE``.
+
+    Returns:
+        The box; the whole image if nothing is left.
+
+    Raises:
+        ValueError: not [h, w, 3] or [h, w, 4].
+    """
+    reference = np.asarray(reference)
+    if reference.ndim != 3 or reference.shape[-1] not in (3, 4):
+        raise ValueError(f"a reference must be [height, width, 3 or 4], got shape {reference.shape}")
+    content = (reference[..., :3] < WHITE_TOLERANCE).any(axis=-1)
+    if reference.shape[-1] == 4 and (reference[..., 3] < OPAQUE_TOLERANCE).any():
+        content = reference[..., 3] >= OPAQUE_TOLERANCE
+    return bounding_box(content) if content.any() else (0, 0, *content.shape)  # type: ignore[return-value]
+
+
+def trim_bounds_jax(reference: Num[Array, "h w 3"]) -> Int[Array, "4"]:
+    """:func:`trim_bounds` on the device, for RGB in the range [0, 255]: int32 ``[y0, x0, y1, x1]``."""
+    content = (reference < WHITE_TOLERANCE).any(axis=-1)
+    whole = jnp.array([0, 0, *content.shape], jnp.int32)
+    return jnp.where(content.any(), bounding_box_jax(content), whole)
+
+
+def placement(crop: Box, rectangle: Box, fit: Fit = "contain") -> Box:
+    """Where a crop of the reference goes in the canvas: the box ``(y0, x0, y1, x1)`` inside ``rectangle``.
+
+    ``contain`` keeps the crop's aspect and centres it, ``stretch`` takes the whole rectangle. At least one pixel.
+
+    Raises:
+        ValueError: ``fit`` is unknown.
+    """
+    _check_fit(fit)
+    y0, x0, y1, x1 = rectangle
+    height, width = y1 - y0, x1 - x0
+    if fit == "contain":
+        crop_height, crop_width = crop[2] - crop[0], crop[3] - crop[1]
+        # whole numbers, rounded half up: the device and the host then never differ by a pixel
+        if height * crop_width <= width * crop_height:
+            width = max(1, (2 * crop_width * height + crop_height) // (2 * crop_height))
+        else:
+            height = max(1, (2 * crop_height * width + crop_width) // (2 * crop_width))
+    top, left = y0 + (y1 - y0 - height) // 2, x0 + (x1 - x0 - width) // 2
+    return top, left, top + height, left + width
+
+
+def placement_jax(crop: Int[Array, "4"], rectangle: Int[Array, "4"], fit: Fit = "contain") -> Int[Array, "4"]:
+    """:func:`placement` on the device: int32, the same whole-number arithmetic."""
+    _check_fit(fit)
+    y0, x0, y1, x1 = rectangle
+    full_height, full_width = y1 - y0, x1 - x0
+    height, width = full_height, full_width
+    if fit == "contain":
+        crop_height, crop_width = jnp.maximum(crop[2] - crop[0], 1), jnp.maximum(crop[3] - crop[1], 1)
+        tall = full_height * crop_width <= full_width * crop_height
+        fitted_width = jnp.maximum(1, (2 * crop_width * full_height + crop_height) // (2 * crop_height))
+        fitted_height = jnp.maximum(1, (2 * crop_height * full_width + crop_width) // (2 * crop_width))
+        height, width = jnp.where(tall, full_height, fitted_height), jnp.where(tall, fitted_width, full_width)
+    top, left = y0 + (full_height - height) // 2, x0 + (full_width - width) // 2
+    return jnp.stack([top, left, top + height, left + width]).astype(jnp.int32)
+
+
+def stitch(
+    reference: UInt8[np.ndarray, "r s c"],
+    mask_or_rectangle: Shaped[np.ndarray, "h w"] | Box,
+    size: tuple[int, int],
+    fit: Fit = "contain",
+    trim: bool = True,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The hint canvas, on the host.
+
+    Args:
+        reference: uint8 RGB, or RGBA, which is composited on white.
+        mask_or_rectangle: the mask [h, w] (non-zero = fill), whose largest inner rectangle is taken, or a box.
+        size: (height, width) of the canvas.
+        fit: ``contain`` keeps the aspect and centres, ``stretch`` fills the rectangle.
+        trim: cut the reference's white or transparent margin off first.
+
+    Returns:
+        uint8 RGB [height, width, 3]: zeros outside the place of the reference.
+
+    Raises:
+        ValueError: an empty mask, a mask of another size than the canvas, a box outside it, or an unknown ``fit``.
+    """
+    height, width = size
+    if isinstance(mask_or_rectangle, tuple):
+        rectangle = mask_or_rectangle
+    else:
+        if np.shape(mask_or_rectangle) != (height, width):
+            raise ValueError(f"the mask is {np.shape(mask_or_rectangle)}, the hint canvas {(height, width)}")
+        rectangle = largest_rectangle(mask_or_rectangle)
+    y0, x0, y1, x1 = rectangle
+    if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
+        raise ValueError(f"the rectangle (y0, x0, y1, x1) = {rectangle} is empty or outside a {height}x{width} canvas")
+    reference = np.asarray(reference)
+    crop = trim_bounds(reference) if trim else (0, 0, *reference.shape[:2])
+    if reference.shape[-1] == 4:
+        alpha = reference[..., 3:].astype(np.float32) / 255
+        reference = np.rint(reference[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    top, left, bottom, right = placement(crop, rectangle, fit)
+    piece = Image.fromarray(np.ascontiguousarray(reference[crop[0] : crop[2], crop[1] : crop[3]]))
+    canvas = np.zeros((height, width, 3), np.uint8)
+    canvas[top:bottom, left:right] = piece.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+    return canvas
+
+
+def _resize_matrix(
+    out_size: int,
+    in_size: int,
+    out_start: Int[Array, ""],
+    out_stop: Int[Array, ""],
+    in_start: Int[Array, ""],
+    in_stop: Int[Array, ""],
+) -> Float[Array, "out in"]:
+    """Triangle-filter weights that carry pixels [in_start, in_stop) to [out_start, out_stop); zero rows elsewhere."""
+    position = jnp.arange(out_size, dtype=jnp.float32)[:, None]
+    source = jnp.arange(in_size, dtype=jnp.float32)[None, :]
+    out_length = jnp.maximum(out_stop - out_start, 1).astype(jnp.float32)
+    ratio = (in_stop - in_start).astype(jnp.float32) / out_length
+    center = in_start + (position + 0.5 - out_start) * ratio
+    weights = jnp.maximum(1 - jnp.abs(source + 0.5 - center) / jnp.maximum(ratio, 1), 0)
+    weights = weights * ((source >= in_start) & (source < in_stop))
+    weights = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1e-6)
+    return weights * ((position >= out_start) & (position < out_stop))
+
+
+def stitch_jax(
+    reference: Num[Array, "r s c"],
+    rectangle: Int[Array, "4"],
+    size: tuple[int, int],
+    fit: Fit = "contain",
+    trim: bool = True,
+    crop: Int[Array, "4"] | None = None,
+) -> Float[Array, "h w c"]:
+    """:func:`stitch` on the device, jittable and vmappable: values in the reference's range, zeros outside.
+
+    Args:
+        reference: [r, s, c] in the range [0, 255]; RGB unless ``crop`` is given.
+        rectangle: int32 ``[y0, x0, y1, x1]``, as from ``largest_rectangle_jax``; an empty one gives zeros.
+        size: (height, width) of the canvas, static.
+        fit: see :func:`stitch`.
+        trim: cut the reference's white margin off first.
+        crop: the part of the reference to take, in place of ``trim``.
+
+    Returns:
+        float32 [height, width, c], not rounded.
+    """
+    rows, columns = reference.shape[:2]
+    if crop is None:
+        crop = trim_bounds_jax(reference) if trim else jnp.array([0, 0, rows, columns], jnp.int32)
+    place = placement_jax(crop, rectangle, fit)
+    empty = (rectangle[2] <= rectangle[0]) | (rectangle[3] <= rectangle[1])
+    vertical = _resize_matrix(size[0], rows, place[0], place[2], crop[0], crop[2])
+    horizontal = _resize_matrix(size[1], columns, place[1], place[3], crop[1], crop[3])
+    canvas = jnp.einsum("yr,rsc,xs->yxc", vertical, reference.astype(jnp.float32), horizontal)
+    return jnp.where(empty, 0.0, canvas)

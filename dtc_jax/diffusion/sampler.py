@@ -1,0 +1,165 @@
+"""The sampling loop: one `jax.lax.scan` over the timesteps, all of it traced, nothing returning to the host."""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, overload
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from dtc_jax.diffusion.guidance import classifier_free_guidance, rescale_guidance
+from dtc_jax.diffusion.parameterization import PredictionType, predict_noise, predict_x0
+from dtc_jax.diffusion.randomness import KeyLike, as_typed_key, per_sample_keys
+from dtc_jax.diffusion.schedule import NoiseSchedule, at_least_float32
+from dtc_jax.diffusion.solver import Solver
+from dtc_jax.diffusion.timesteps import TimestepSpacing, previous_timesteps, sampling_timesteps
+
+# (latents [b, ...] float32, timestep int32 scalar, this step's slice of step_inputs or None)
+#   -> (conditional model output, unconditional model output or None)
+DenoiseFunction: TypeAlias = Callable[[Array, Array, Any], tuple[Array, Array | None]]
+GuidanceScale: TypeAlias = float | Float[Array, ""] | Float[Array, " b"]
+
+
+@overload
+def sample(
+    denoise_fn: DenoiseFunction,
+    schedule: NoiseSchedule,
+    solver: Solver,
+    prediction_type: PredictionType,
+    initial_latents: Float[Array, "b *rest"],
+    key: KeyLike,
+    *,
+    num_inference_steps: int,
+    spacing: TimestepSpacing = ...,
+    steps_offset: int = ...,
+    guidance_scale: GuidanceScale = ...,
+    guidance_rescale: GuidanceScale | None = ...,
+    step_inputs: PyTree | None = ...,
+    return_trajectory: Literal[False] = ...,
+) -> Float[Array, "b *rest"]: ...
+
+
+@overload
+def sample(
+    denoise_fn: DenoiseFunction,
+    schedule: NoiseSchedule,
+    solver: Solver,
+    prediction_type: PredictionType,
+    initial_latents: Float[Array, "b *rest"],
+    key: KeyLike,
+    *,
+    num_inference_steps: int,
+    spacing: TimestepSpacing = ...,
+    steps_offset: int = ...,
+    guidance_scale: GuidanceScale = ...,
+    guidance_rescale: GuidanceScale | None = ...,
+    step_inputs: PyTree | None = ...,
+    return_trajectory: Literal[True],
+) -> tuple[Float[Array, "b *rest"], Float[Array, "steps b *rest"]]: ...
+
+
+def sample(
+    denoise_fn: DenoiseFunction,
+    schedule: NoiseSchedule,
+    solver: Solver,
+    prediction_type: PredictionType,
+    initial_latents: Float[Array, "b *rest"],
+    key: KeyLike,
+    *,
+    num_inference_steps: int,
+    spacing: TimestepSpacing = "leading",
+    steps_offset: int = 1,
+    guidance_scale: GuidanceScale = 1.0,
+    guidance_rescale: GuidanceScale | None = None,
+    step_inputs: PyTree | None = None,
+    return_trajectory: bool = False,
+) -> Float[Array, "b *rest"] | tuple[Float[Array, "b *rest"], Float[Array, "steps b *rest"]]:
+    """Solves the reverse process from noise to latents. Meant to be called within `jax.jit`.
+
+    Latents, guidance and the solver's arithmetic are float32 whatever dtype the network computes in.
+
+    Args:
+        denoise_fn: the network with everything but latents and time bound. Called once for each step (traced once) with
+            the float32 latents `[b, ...]`, the int32 scalar timestep and this step's slice of `step_inputs`; returns
+            `(conditional, unconditional)`, each in the latents' shape, so that both may come from one pass over a
+            doubled batch. `unconditional` None: no guidance.
+        schedule: the noise schedule.
+        solver: how a step is taken, e.g. `DDIM()`.
+        prediction_type: what the outputs of denoise_fn are.
+        initial_latents: standard normal noise (x_T).
+        key: for solvers that add noise. One key (that of sample i is then `fold_in(key, i)`), or one for each sample,
+            which makes a sample independent of its place in the batch. Step n draws from `fold_in(sample's key, n)`.
+        num_inference_steps: static.
+        spacing: see `sampling_timesteps`.
+        steps_offset: see `sampling_timesteps`.
+        guidance_scale: see `classifier_free_guidance`; may be traced, so that another value compiles nothing anew.
+        guidance_rescale: see `rescale_guidance`; None leaves it out.
+        step_inputs: pytree of arrays `[num_inference_steps, ...]` in the order of `sampling_timesteps`: what depends on
+            the time alone and was computed before the loop.
+        return_trajectory: also return the latents after each step, `[num_inference_steps, b, ...]`.
+
+    Returns:
+        The latents, float32; with `return_trajectory` a pair.
+
+    Raises:
+        ValueError: outputs of denoise_fn, `step_inputs` or per-sample keys whose shapes do not fit (while tracing), and
+            what `sampling_timesteps` raises.
+    """
+    timesteps = sampling_timesteps(schedule, num_inference_steps, spacing, steps_offset)
+    for leaf in jax.tree.leaves(step_inputs):
+        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != num_inference_steps:
+            raise ValueError(f"step_inputs need a leading axis of {num_inference_steps} steps, not {jnp.shape(leaf)}")
+    latents = at_least_float32(initial_latents)
+    sample_keys = _sample_keys(key, latents.shape[0])
+
+    def scan_step(carry: tuple[Array, Any], inputs: tuple[Array, Array, Array, Any]) -> tuple[tuple[Array, Any], Any]:
+        latents, solver_carry = carry
+        step_index, timestep, previous_timestep, step_input = inputs
+        conditional, unconditional = denoise_fn(latents, timestep, step_input)
+        model_output = _guided(conditional, unconditional, guidance_scale, guidance_rescale)
+        if model_output.shape != latents.shape:
+            raise ValueError(f"denoise_fn returned shape {model_output.shape} for latents of shape {latents.shape}")
+        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(sample_keys, step_index)
+        latents, solver_carry = solver.step(
+            solver_carry,
+            schedule,
+            predict_x0(prediction_type, model_output, latents, schedule, timestep),
+            predict_noise(prediction_type, model_output, latents, schedule, timestep),
+            latents,
+            timestep,
+            previous_timestep,
+            step_keys,
+        )
+        return (latents, solver_carry), latents if return_trajectory else None
+
+    steps = (
+        jnp.arange(num_inference_steps, dtype=jnp.uint32),
+        jnp.asarray(timesteps),
+        jnp.asarray(previous_timesteps(timesteps)),
+        step_inputs,
+    )
+    (latents, _), trajectory = jax.lax.scan(scan_step, (latents, solver.init_carry(latents)), steps)
+    return (latents, trajectory) if return_trajectory else latents
+
+
+def _guided(
+    conditional: Array,
+    unconditional: Array | None,
+    guidance_scale: GuidanceScale,
+    guidance_rescale: GuidanceScale | None,
+) -> Float[Array, "b *rest"]:
+    if unconditional is None:
+        return at_least_float32(conditional)
+    if conditional.shape != unconditional.shape:
+        raise ValueError(f"conditional {conditional.shape} and unconditional {unconditional.shape} differ in shape")
+    guided = classifier_free_guidance(conditional, unconditional, guidance_scale)
+    return guided if guidance_rescale is None else rescale_guidance(guided, conditional, guidance_rescale)
+
+
+def _sample_keys(key: KeyLike, batch_size: int) -> Key[Array, " b"]:
+    key = as_typed_key(key)
+    if key.ndim == 0:
+        return per_sample_keys(key, batch_size)
+    if key.shape != (batch_size,):
+        raise ValueError(f"need one key or {batch_size} (one for each sample), not keys of shape {key.shape}")
+    return key

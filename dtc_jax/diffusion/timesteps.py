@@ -1,0 +1,102 @@
+"""Which timesteps are visited: by a sampler, and by a training batch."""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int32, Integer
+
+from dtc_jax.diffusion.randomness import KeyLike, as_typed_key, per_sample_keys
+from dtc_jax.diffusion.schedule import NoiseSchedule
+
+TimestepSpacing = Literal["leading", "trailing", "linspace"]
+
+
+def sampling_timesteps(
+    schedule: NoiseSchedule,
+    num_inference_steps: int,
+    spacing: TimestepSpacing = "leading",
+    steps_offset: int = 1,
+) -> Int32[np.ndarray, " num_inference_steps"]:
+    """The timesteps of a sampling run, descending, as a host array (they are static in a compiled sampler).
+
+    The three spacings are those of Lin et al. 2023 (arXiv:2305.08891, table 2), with the rounding of diffusers'
+    `DDIMScheduler`; Stable Diffusion 1.x samples with `leading` and offset 1.
+
+    Args:
+        schedule: the noise schedule; only its length T is read.
+        num_inference_steps: N, in [1, T].
+        spacing: `leading` i * (T // N) + steps_offset; `trailing` round(T - i T / N) - 1; `linspace` N points from 0 to
+            T - 1, both included.
+        steps_offset: added by `leading` only.
+
+    Raises:
+        ValueError: unknown spacing, N outside [1, T], or an offset that leads outside [0, T).
+    """
+    num_train_timesteps = schedule.num_train_timesteps
+    if spacing not in get_args(TimestepSpacing):
+        raise ValueError(f"unknown timestep spacing {spacing!r}: choose one of {', '.join(get_args(TimestepSpacing))}")
+    if not 1 <= num_inference_steps <= num_train_timesteps:
+        raise ValueError(f"num_inference_steps must lie in [1, {num_train_timesteps}], not {num_inference_steps}")
+    if spacing == "leading":
+        timesteps = np.arange(num_inference_steps)[::-1] * (num_train_timesteps // num_inference_steps) + steps_offset
+    elif spacing == "trailing":
+        stride = num_train_timesteps / num_inference_steps
+        # arange with a fractional step may return one element too many.
+        timesteps = np.round(np.arange(num_train_timesteps, 0, -stride)[:num_inference_steps]).astype(np.int64) - 1
+    else:
+        timesteps = np.linspace(0, num_train_timesteps - 1, num_inference_steps).round()[::-1].astype(np.int64)
+    if timesteps[-1] < 0 or timesteps[0] >= num_train_timesteps:
+        raise ValueError(
+            f"{num_inference_steps} steps with steps_offset={steps_offset} run from timestep {timesteps[0]} to "
+            f"{timesteps[-1]}, outside [0, {num_train_timesteps}): change steps_offset or num_inference_steps"
+        )
+    return timesteps.astype(np.int32)
+
+
+def previous_timesteps(timesteps: Int32[np.ndarray, " steps"]) -> Int32[np.ndarray, " steps"]:
+    """The timestep that each step leads to: the next of the list, and -1 ("the end") after the last.
+
+    diffusers' `DDIMScheduler` takes `t - T // N` instead. That is the same for `leading`, and for `trailing` where N
+    divides T; for the others it walks to timesteps that are never visited, and the sample arrives with a noise level
+    other than the one that the network is told.
+    """
+    return np.append(timesteps[1:], -1).astype(np.int32)
+
+
+def sample_timesteps(
+    key: KeyLike,
+    index: int | Integer[Array | np.ndarray, " b"],
+    num_train_timesteps: int,
+    stratified: bool = True,
+) -> Int32[Array, " b"]:
+    """Timesteps for a training batch, each uniform on 0..T-1.
+
+    Stratified: [0, T) is cut into b equal strata and each sample gets one of them, which lowers the variance of the
+    batch's loss without a bias (as in Kingma et al. 2021, arXiv:2107.00630, appendix I.1, with a shuffle and an offset
+    for each sample):
+
+        t_i = floor(T (pi(index_i mod b) + u_i) / b),   pi a random permutation of 0..b-1, u_i uniform on [0, 1)
+
+    The numbers depend on the key and the sample's index only, not on the order of the batch: a batch of consecutive
+    indices gets one sample in each stratum, in whichever order processes have put it together.
+
+    Args:
+        key: the step's key (`fold_in(run_key, step)`).
+        index: the samples' places in the global order, or an integer `b` for 0..b-1. With `stratified` the array must
+            be the global batch (which it is within jit).
+        num_train_timesteps: T.
+        stratified: False draws each timestep alone.
+    """
+    permutation_key, uniform_key = jax.random.split(as_typed_key(key))
+    index = jnp.arange(index, dtype=jnp.uint32) if isinstance(index, int) else jnp.asarray(index)
+    keys = per_sample_keys(uniform_key, index)
+    if not stratified:
+        return jax.vmap(lambda sample_key: jax.random.randint(sample_key, (), 0, num_train_timesteps))(keys)
+    batch_size = index.shape[0]
+    strata = jax.random.permutation(permutation_key, batch_size)[index % batch_size]
+    uniform = jax.vmap(jax.random.uniform)(keys)
+    timesteps = jnp.floor(num_train_timesteps * (strata + uniform) / batch_size).astype(jnp.int32)
+    # strata + uniform may round up to batch_size.
+    return jnp.minimum(timesteps, num_train_timesteps - 1)

@@ -1,0 +1,83 @@
+"""A loaded model as a generator of the evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from dtc_jax.data.hints import stitch
+from dtc_jax.evaluation.fidelity import GenerateFn, GenerationInputs
+from dtc_jax.inference.generate import sampler_settings
+from dtc_jax.inference.pipeline import Pipeline
+from dtc_jax.inference.prepare import Prepared
+from dtc_jax.inference.window import Window
+
+
+def prepare_whole_scene(pipeline: Pipeline, inputs: GenerationInputs) -> Iterator[Prepared]:
+    """The cases as the model takes them: scenes at the model's own size are neither cut nor resized."""
+    hint = pipeline.config.model.hint
+    size = pipeline.config.model.image_size
+    for scene, mask, reference in zip(inputs.scene, inputs.mask, inputs.reference, strict=True):
+        canvas = stitch(reference, mask[..., 0], (size, size), hint.fit, hint.trim)
+        batch = {"scene": scene, "mask": mask, "reference": reference, "hint": canvas}
+        yield Prepared(batch, scene, mask[..., 0], Window(0, 0, size))
+
+
+def pipeline_generator(
+    pipeline: Pipeline,
+    *,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    unconditional: Literal["tokens", "both"] | None = None,
+) -> GenerateFn:
+    """The generator that samples with this pipeline; None takes the checkpoint's own settings.
+
+    Every result's noise follows from its seed alone, so that several models are compared on the same noise.
+    """
+
+    def generate(inputs: GenerationInputs) -> UInt8[np.ndarray, "b h w 3"]:
+        cases = list(prepare_whole_scene(pipeline, inputs))
+        images = pipeline.generate(
+            ((case, int(seed), 0) for case, seed in zip(cases, inputs.seed, strict=True)),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            unconditional=unconditional,
+            batch_size=len(cases),
+        )
+        return np.stack([case.put_back(image) for case, image in zip(cases, images, strict=True)])
+
+    return generate
+
+
+def describe_settings(
+    pipeline: Pipeline,
+    *,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    unconditional: Literal["tokens", "both"] | None = None,
+) -> dict[str, Any]:
+    """How `pipeline_generator` samples with the same arguments, for the protocol.
+
+    Raises:
+        InputError: a number out of range.
+    """
+    settings = sampler_settings(
+        pipeline.config,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        unconditional=unconditional,
+        dtype=pipeline.dtype,
+    )
+    defaults = pipeline.config.sampling
+    return {
+        "experiment": pipeline.config.name,
+        "solver": f"DDIM (eta {settings.eta:g}, {settings.timestep_spacing} timesteps)",
+        "num_inference_steps": settings.num_inference_steps,
+        "guidance_scale": defaults.guidance_scale if guidance_scale is None else guidance_scale,
+        "unconditional": settings.unconditional,
+        "dtype": jnp.dtype(settings.dtype).name,
+    }

@@ -1,0 +1,48 @@
+"""Command lines with one-line errors."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from typing import TypeVar
+
+import tyro
+
+Arguments = TypeVar("Arguments")
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood; the message is one line."""
+
+
+def parse_arguments(kind: type[Arguments], argv: Sequence[str], program: str) -> Arguments:
+    """Parse a command line into a dataclass.
+
+    Raises:
+        UsageError: what tyro prints as a box, in one line.
+        SystemExit: with code 0, after --help.
+    """
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            return tyro.cli(kind, args=list(argv), prog=program)
+    except SystemExit as error:
+        if not error.code:
+            raise
+        raise UsageError(f"{_one_line(messages.getvalue())} (see {program} --help)") from None
+
+
+def _one_line(box: str) -> str:
+    """The message of tyro's box: its lines up to the first rule, and what it suggests."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    rule = next((index for index, line in enumerate(lines) if line.startswith("──")), len(lines))
+    # Of an optional number tyro tells why it is not None, too: the flag and the value are enough.
+    message = re.sub(
+        r"no type matching \{None\}\|(\w+) could .* from \['(.*?)'\]\..*", r"\2 is not \1", " ".join(lines[:rule])
+    )
+    suggestions = [line.split()[0] for line in lines[rule:] if line.startswith("--")]
+    if suggestions and "Unrecognized" in message:
+        message += f"; perhaps {' or '.join(suggestions)}"
+    return message or "cannot understand the command line"

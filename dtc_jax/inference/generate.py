@@ -1,0 +1,139 @@
+"""Sampling as one pure function: a batch of 8-bit images in, images out, everything between compiled together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
+
+from dtc_jax.config import DiffusionConfig, ExperimentConfig, ModelConfig
+from dtc_jax.diffusion import DDIM, TimestepSpacing, make_schedule, per_sample_normal, sample
+from dtc_jax.inference.images import InputError
+from dtc_jax.models.denoiser import denoiser
+from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
+from dtc_jax.models.inputs import latent_mask, masked_scene, normalize_batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerSettings:
+    """Everything that decides what is compiled; hashable, so that it can be static under `jax.jit`."""
+
+    model: ModelConfig
+    diffusion: DiffusionConfig
+    num_inference_steps: int
+    guidance: bool = True
+    """Whether there is an unconditional branch; without it the guidance scale does not count."""
+    unconditional: Literal["tokens", "both"] = "tokens"
+    eta: float = 0.0
+    timestep_spacing: TimestepSpacing = "leading"
+    steps_offset: int = 1
+    dtype: DTypeLike = jnp.float32
+    """Type of the networks' arithmetic."""
+
+
+def sampler_settings(
+    config: ExperimentConfig,
+    *,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    unconditional: Literal["tokens", "both"] | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> SamplerSettings:
+    """The settings of a checkpoint's configuration, some of them replaced.
+
+    Raises:
+        InputError: a number out of range.
+    """
+    most = config.diffusion.num_train_timesteps
+    if num_inference_steps is not None and not 1 <= num_inference_steps <= most:
+        raise InputError(f"num_inference_steps: must be from 1 to {most}, not {num_inference_steps}")
+    if guidance_scale is not None and not (math.isfinite(guidance_scale) and guidance_scale >= 0):
+        raise InputError(f"guidance_scale: must be a number of at least 0, not {guidance_scale}")
+    defaults = config.sampling
+    scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+    return SamplerSettings(
+        model=config.model,
+        diffusion=config.diffusion,
+        num_inference_steps=defaults.num_inference_steps if num_inference_steps is None else num_inference_steps,
+        guidance=scale != 1.0,
+        unconditional=unconditional or defaults.unconditional,
+        eta=defaults.eta,
+        timestep_spacing=defaults.timestep_spacing,
+        steps_offset=defaults.steps_offset,
+        dtype=dtype,
+    )
+
+
+def generate(
+    params: Mapping[str, Any],
+    batch: Mapping[str, Array],
+    keys: Key[Array, " b"],
+    guidance_scale: float | Float[Array, ""] | Float[Array, " b"],
+    settings: SamplerSettings,
+) -> Float[Array, "b h w 3"]:
+    """Fill the masks of a batch of scenes with the references' products.
+
+    Pure: the same arguments give the same images. Under `jax.jit` with `settings` static it is one compiled function
+    from pixels to pixels (`generate_jit`).
+
+    Args:
+        params: Every network but `vgg`.
+        batch: uint8 `scene` and `hint` [b, h, w, 3], `mask` [b, h, w, 1] {0, 1} (1 = fill), `reference`
+            [b, r, r, 3].
+        keys: One typed key per image: an image does not depend on its neighbours in the batch.
+        guidance_scale: One number, or one per image; may be traced.
+        settings: What is compiled.
+
+    Returns:
+        Whole images in [0, 1], float32; outside the mask they are the autoencoder's reconstruction.
+    """
+    model = DiffuseToChoose(settings.model, settings.dtype)
+    inputs = normalize_batch(batch, settings.model)
+    mask = inputs["mask"]
+    masked_latents = model.encode_images(params, masked_scene(inputs["scene"], mask))
+    denoise = denoiser(
+        model,
+        params,
+        model.encode_reference(params, inputs["reference"]),
+        latent_mask(mask, settings.model.vae.factor),
+        masked_latents,
+        inputs["hint"],
+        guidance=settings.guidance,
+        unconditional=settings.unconditional,
+    )
+    noise_keys, solver_keys = jax.vmap(lambda key: tuple(jax.random.split(key)))(keys)
+    latents = sample(
+        denoise,
+        make_schedule(
+            settings.diffusion.beta_schedule,
+            settings.diffusion.num_train_timesteps,
+            settings.diffusion.beta_start,
+            settings.diffusion.beta_end,
+        ),
+        DDIM(eta=settings.eta),
+        settings.diffusion.prediction_type,
+        per_sample_normal(noise_keys, masked_latents.shape[1:]),
+        solver_keys,
+        num_inference_steps=settings.num_inference_steps,
+        spacing=settings.timestep_spacing,
+        steps_offset=settings.steps_offset,
+        guidance_scale=guidance_scale,
+    )
+    return jnp.clip((model.decode_latents(params, latents).astype(jnp.float32) + 1) / 2, 0, 1)
+
+
+generate_jit = partial(jax.jit, static_argnames="settings")(generate)
+"""`generate`, compiled once for every `settings` and batch shape."""
+
+
+def image_keys(seed: int, count: int, first: int = 0) -> Key[Array, " count"]:
+    """The keys of images `first` .. `first + count - 1` of a seed: image i is the same however many are made."""
+    key = jax.random.key(seed)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(first, first + count, dtype=jnp.uint32))

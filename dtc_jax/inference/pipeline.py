@@ -1,0 +1,184 @@
+"""Images in, images out: a loaded model that paints products into photos of any size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Float, UInt8
+
+from dtc_jax.config import ExperimentConfig
+from dtc_jax.inference.generate import generate_jit, image_keys, sampler_settings
+from dtc_jax.inference.images import ImageLike, InputError
+from dtc_jax.inference.prepare import Prepared, read_case
+from dtc_jax.inference.window import DEFAULT_CONTEXT
+from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
+from dtc_jax.weights.model_folder import check_params, load_model_folder, resolve_checkpoint
+
+_NOT_SAMPLED = ("vgg",)
+"""Networks that training needs and sampling does not."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A model and the way from pictures to pictures.
+
+        pipeline = Pipeline.load()
+        image = pipeline("room.jpg", "mask.png", "chair.jpg", seed=1)[0]
+
+    Attributes:
+        config: the checkpoint's; its sampling section gives the defaults.
+        params: every network but `vgg`, on the device.
+        dtype: type of the networks' arithmetic.
+    """
+
+    config: ExperimentConfig
+    params: Mapping[str, Any]
+    dtype: DTypeLike = jnp.float32
+
+    @classmethod
+    def load(cls, checkpoint: str | os.PathLike[str] | None = None, dtype: DTypeLike | None = None) -> Pipeline:
+        """Load a model folder, a run folder, or (None) the model that comes with the package.
+
+        Args:
+            checkpoint: see `resolve_checkpoint`.
+            dtype: type of the arithmetic; None takes the configuration's on accelerators and float32 on CPUs, which
+                have no fast bfloat16.
+
+        Raises:
+            ModelFolderError: not a model, or tensors that do not fit its configuration.
+        """
+        folder = resolve_checkpoint(checkpoint)
+        names = tuple(sorted(path.stem for path in folder.glob("*.safetensors") if path.stem not in _NOT_SAMPLED))
+        config, params = load_model_folder(folder, dtype=np.float32, networks=names)
+        return cls.from_params(config, params, dtype, where=str(folder))
+
+    @classmethod
+    def from_params(
+        cls,
+        config: ExperimentConfig,
+        params: Mapping[str, Any],
+        dtype: DTypeLike | None = None,
+        where: str = "parameters",
+    ) -> Pipeline:
+        """A pipeline from parameters in memory; see `load`."""
+        params = {name: network for name, network in params.items() if name not in _NOT_SAMPLED}
+        expected = DiffuseToChoose(config.model).shapes()
+        check_params(params, {name: network for name, network in expected.items() if name not in _NOT_SAMPLED}, where)
+        if dtype is None:
+            dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.dtype(config.training.compute_dtype)
+        return cls(config, jax.device_put(params), dtype)
+
+    def __call__(
+        self,
+        scene: ImageLike,
+        mask: ImageLike | None,
+        reference: ImageLike,
+        *,
+        box: Sequence[int] | None = None,
+        seed: int = 0,
+        num_images: int = 1,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        unconditional: Literal["tokens", "both"] | None = None,
+        context: float = DEFAULT_CONTEXT,
+        feather: int = 0,
+        batch_size: int = 1,
+    ) -> list[UInt8[np.ndarray, "h w 3"]]:
+        """Paint the reference's product into the masked region of the scene.
+
+        Args:
+            scene: path, Pillow image or uint8 array; any size.
+            mask: of the scene's displayed size, white (>= 128) = fill; None with `box`.
+            reference: photo of the product, best on white or transparent.
+            box: x0, y0, x1, y1 in pixels of the scene, in place of a mask.
+            seed: image i of a seed is always the same, however many are made.
+            num_images: how many different results.
+            num_inference_steps: solver steps; None (here and below) takes the checkpoint's.
+            guidance_scale: how much the reference counts; 1 turns guidance off, which is twice as fast.
+            unconditional: what guidance compares with: without the reference's tokens, or without tokens and hint.
+            context: how much of the scene round the mask the model sees; see `window.crop_window`.
+            feather: width in pixels of a blend along the mask's edge, inside it.
+            batch_size: images per call of the compiled function.
+
+        Returns:
+            `num_images` uint8 RGB arrays of the scene's size, equal to the scene outside the mask.
+
+        Raises:
+            InputError: an input that cannot be used.
+        """
+        if num_images < 1:
+            raise InputError(f"num_images: must be at least 1, not {num_images}")
+        case = self.prepare(scene, mask, reference, box=box, context=context)
+        results = self.generate(
+            ((case, seed, index) for index in range(num_images)),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            unconditional=unconditional,
+            batch_size=batch_size,
+        )
+        return [case.put_back(image, feather) for image in results]
+
+    def prepare(
+        self,
+        scene: ImageLike,
+        mask: ImageLike | None,
+        reference: ImageLike,
+        *,
+        box: Sequence[int] | None = None,
+        context: float = DEFAULT_CONTEXT,
+    ) -> Prepared:
+        """One case, read, checked and brought to the model's sizes, for `generate`; see `read_case`."""
+        return read_case(scene, mask, reference, self.config.model, box=box, context=context)
+
+    def generate(
+        self,
+        cases: Iterable[tuple[Prepared, int, int]],
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        unconditional: Literal["tokens", "both"] | None = None,
+        batch_size: int = 1,
+    ) -> Iterator[Float[np.ndarray, "size size 3"]]:
+        """Sample cases at the model's size, in order, `batch_size` at a time.
+
+        Args:
+            cases: (case, seed, index of the image among those of this seed); read as needed.
+            num_inference_steps: see `__call__`, and so on.
+            guidance_scale: see `__call__`.
+            unconditional: see `__call__`.
+            batch_size: the last batch is filled up, so that one function is compiled for all.
+
+        Yields:
+            Images in [0, 1], float32, for `Prepared.put_back`.
+
+        Raises:
+            InputError: a number out of range.
+        """
+        settings = sampler_settings(
+            self.config,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            unconditional=unconditional,
+            dtype=self.dtype,
+        )
+        scale = jnp.float32(self.config.sampling.guidance_scale if guidance_scale is None else guidance_scale)
+        remaining = iter(cases)
+        while chunk := list(islice(remaining, batch_size)):
+            filled = chunk + [chunk[-1]] * (batch_size - len(chunk))
+            batch = {name: np.stack([case.batch[name] for case, _, _ in filled]) for name in chunk[0][0].batch}
+            keys = jnp.concatenate([image_keys(_seed(seed), 1, first=index) for _, seed, index in filled])
+            yield from np.asarray(generate_jit(self.params, batch, keys, scale, settings))[: len(chunk)]
+
+
+def _seed(seed: int) -> int:
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed: must be from 0 to {2**32 - 1}, not {seed}")
+    return seed

@@ -1,0 +1,149 @@
+"""From a photo, a mask and a reference of any size to what the model takes, on the host."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from dtc_jax.config import ModelConfig
+from dtc_jax.data.hints import stitch, trim_bounds
+from dtc_jax.inference.images import (
+    ImageLike,
+    InputError,
+    on_white,
+    read_box,
+    read_mask,
+    read_reference,
+    read_scene,
+)
+from dtc_jax.inference.window import DEFAULT_CONTEXT, Window, crop_window, extract, extract_mask, put_back
+
+LEAST_FILL = 0.7
+"""A product whose larger side is less than this share of its white picture is brought closer."""
+
+FILL = 0.85
+"""The share it gets then: the middle of what it has in the training references (0.75 to 0.95)."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One case, ready to sample, and what is needed to put the result back."""
+
+    batch: dict[str, np.ndarray]
+    """uint8 `scene`, `hint` [size, size, 3], `mask` [size, size, 1] {0, 1} and `reference` [r, r, 3]: no batch axis."""
+    scene: UInt8[np.ndarray, "h w 3"]
+    mask: UInt8[np.ndarray, "h w"]
+    window: Window
+
+    def put_back(
+        self, generated: Float[np.ndarray, "size size 3"] | UInt8[np.ndarray, "size size 3"], feather: int = 0
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        """The whole photo with the generated window inside the mask; see `window.put_back`."""
+        return put_back(self.scene, generated, self.window, self.mask, feather)
+
+
+def read_case(
+    scene: ImageLike,
+    mask: ImageLike | None,
+    reference: ImageLike,
+    config: ModelConfig,
+    *,
+    box: Sequence[int] | None = None,
+    context: float = DEFAULT_CONTEXT,
+) -> Prepared:
+    """Read and check one case and bring it to the model's sizes.
+
+    Args:
+        scene: path, Pillow image or uint8 array; any size.
+        mask: of the scene's displayed size, white (>= 128) = fill; None with `box`.
+        reference: photo of the product.
+        config: see `prepare`.
+        box: x0, y0, x1, y1 in pixels of the displayed scene.
+        context: see `window.crop_window`.
+
+    Raises:
+        InputError: an input that cannot be used.
+    """
+    if not (math.isfinite(context) and context >= 0):
+        raise InputError(f"context: must be a number of at least 0, not {context}")
+    photo = read_scene(scene)
+    size = (photo.shape[0], photo.shape[1])
+    if mask is not None and box is None:
+        region = read_mask(mask, size)
+    elif box is not None and mask is None:
+        region = read_box(box, size)
+    else:
+        raise InputError("mask and box: give one of the two")
+    return prepare(photo, region, read_reference(reference), config, context)
+
+
+def prepare(
+    scene: UInt8[np.ndarray, "h w 3"],
+    mask: UInt8[np.ndarray, "h w"],
+    reference: UInt8[np.ndarray, "rh rw c"],
+    config: ModelConfig,
+    context: float = DEFAULT_CONTEXT,
+) -> Prepared:
+    """Cut the window, stitch the hint, frame the reference.
+
+    Args:
+        scene: RGB of any size.
+        mask: {0, 1} of the scene's size, 1 = fill.
+        reference: RGB, or RGBA where some of it is transparent.
+        config: the sizes that the model takes, and how it was taught to place the hint.
+        context: see `window.crop_window`.
+
+    Raises:
+        ValueError: an empty mask or a negative context.
+    """
+    size = config.image_size
+    window = crop_window(mask, context)
+    small_mask = extract_mask(mask, window, size)
+    batch = {
+        "scene": extract(scene, window, size),
+        "mask": small_mask[..., None],
+        "reference": frame_reference(reference, config.reference_encoder.image_size, config.hint.trim),
+        "hint": stitch(reference, small_mask, (size, size), config.hint.fit, config.hint.trim),
+    }
+    return Prepared(batch, scene, mask, window)
+
+
+def frame_reference(
+    reference: UInt8[np.ndarray, "h w c"], size: int, trim: bool = True
+) -> UInt8[np.ndarray, "size size 3"]:
+    """The reference as the encoder's square: padded with white (a centre crop would cut products), then resized.
+
+    Args:
+        reference: RGB, or RGBA, which is composited on white.
+        size: side of the result.
+        trim: where a product on white fills little of its picture, cut some of the white off. A photo with no white
+            margin is taken whole.
+    """
+    y0, x0, y1, x1 = trim_bounds(reference) if trim else (0, 0, *reference.shape[:2])
+    image = on_white(reference)
+    height, width = image.shape[:2]
+    product, side = max(y1 - y0, x1 - x0), max(height, width)
+    center_y, center_x = height / 2, width / 2
+    if product < LEAST_FILL * side:
+        side, center_y, center_x = math.ceil(product / FILL), (y0 + y1) / 2, (x0 + x1) / 2
+    top, left = round(center_y - side / 2), round(center_x - side / 2)
+    inner = image[max(top, 0) : top + side, max(left, 0) : left + side]
+    before_y, before_x = max(-top, 0), max(-left, 0)
+    square = cv2.copyMakeBorder(
+        inner,
+        before_y,
+        side - before_y - inner.shape[0],
+        before_x,
+        side - before_x - inner.shape[1],
+        cv2.BORDER_CONSTANT,
+        value=(255, 255, 255),
+    )
+    if side == size:
+        return square
+    return np.array(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))

@@ -1,0 +1,31 @@
+"""Settings of JAX that belong to commands, not to the library."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+
+
+def enable_compilation_cache() -> Path | None:
+    """Keep compiled functions on disk, so that a command's second call starts in seconds.
+
+    The folder is `JAX_COMPILATION_CACHE_DIR` if that is set, else `DTC_JAX_CACHE`, else `dtc_jax` in the user's cache
+    folder (`XDG_CACHE_HOME` or ~/.cache). An empty `DTC_JAX_CACHE` turns it off.
+
+    Returns:
+        The folder; None if there is none, or it cannot be made (a cache is no reason to fail).
+    """
+    set_by_user = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.environ.get("DTC_JAX_CACHE")
+    if set_by_user == "":
+        return None
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = Path(set_by_user or os.path.join(home, "dtc_jax"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return folder

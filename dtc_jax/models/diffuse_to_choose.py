@@ -1,0 +1,280 @@
+"""Diffuse to Choose (Seyfioglu et al., 2024, arXiv:2401.13795): every network, put together as pure functions.
+
+        z0 = VAE(scene);  zm = VAE(scene * (1 - mask));  tokens = projection(DINOv2(reference))
+        prediction = UNet(concat(z_t, mask, zm), t, tokens), every skip and the middle modulated by
+                     FiLM(hint_encoder(adapter(hint) + zm, t, tokens))
+
+Parameters are one nested dict with a tree per network: `unet`, `hint_encoder`, `hint_adapter`, `fusion`,
+`reference_projection`, `null_tokens` are trained, `vae`, `reference_encoder`, `vgg` usually are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key, Num
+
+from dtc_jax.config import ModelConfig
+from dtc_jax.models import conditioning
+from dtc_jax.models.autoencoder_kl import AutoencoderKL, sample_posterior, scale, unscale
+from dtc_jax.models.dinov2 import Dinov2Model
+from dtc_jax.models.fusion import Feature, Fusion, Modulation, keep_modulations
+from dtc_jax.models.hint import HintAdapter, HintEncoder, replicate_encoder
+from dtc_jax.models.initialize import RULES, initialize
+from dtc_jax.models.unet import UNet2DConditionModel, feature_channels
+from dtc_jax.models.vgg import VGG
+
+Params = Mapping[str, Any]
+Images = Float[Array, "b H W 3"]
+Latents = Float[Array, "b h w c"]
+Tokens = Float[Array, "b l d"]
+
+
+@dataclass(frozen=True)
+class DiffuseToChoose:
+    """The model: sizes, a type for the arithmetic, and pure methods over the parameters.
+
+    Attributes:
+        config: Sizes of every network.
+        dtype: Type of the arithmetic; parameters, predictions, latents and images are float32.
+    """
+
+    config: ModelConfig
+    dtype: DTypeLike = jnp.float32
+
+    # ------------------------------------------------------------------------------------------------ the networks
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        """Main U-Net."""
+        return UNet2DConditionModel(self.config.unet, self.dtype)
+
+    @property
+    def hint_encoder(self) -> HintEncoder:
+        """Replica of the U-Net's encoder and middle."""
+        return HintEncoder(self.config.unet, self.dtype)
+
+    @property
+    def hint_adapter(self) -> HintAdapter:
+        """Convolutions from the hint's pixels to latents."""
+        return HintAdapter(self.config, self.dtype)
+
+    @property
+    def fusion(self) -> Fusion:
+        """FiLM layers."""
+        return Fusion(self.config.fusion, feature_channels(self.config.unet), self.dtype)
+
+    @property
+    def reference_projection(self) -> nn.Module:
+        """Dense layer from the reference encoder's width to the cross-attention's."""
+        return conditioning.reference_projection(self.config, self.dtype)
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        """Autoencoder."""
+        return AutoencoderKL(self.config.vae, self.dtype)
+
+    @property
+    def reference_encoder(self) -> Dinov2Model:
+        """Encoder of the reference photo."""
+        return Dinov2Model(self.config.reference_encoder, self.dtype)
+
+    @property
+    def vgg(self) -> VGG:
+        """Network of the perceptual loss."""
+        return VGG(self.config.vgg, self.dtype)
+
+    @property
+    def has_hint(self) -> bool:
+        """Whether there is a hint path; without one the model is Paint by Example."""
+        return self.config.hint.kind != "none"
+
+    # ------------------------------------------------------------------------------------------------- parameters
+
+    def shapes(self) -> dict[str, Any]:
+        """Shapes and types of all parameters, as `jax.ShapeDtypeStruct`, without allocating or compiling anything."""
+        config = self.config
+        width = config.unet.cross_attention_dim
+        latent = config.unet.downsampling
+        # Parameters do not depend on the images' size, except for the reference encoder's positions.
+        pixels = max(latent * config.vae.factor, 2 ** len(config.vgg.block_channels))
+        image = _spec(1, pixels, pixels, 3)
+        time, tokens = _spec(1), _spec(1, 1, width)
+        reference = config.reference_encoder.image_size
+        shapes = {
+            "unet": _shapes(self.unet, _spec(1, latent, latent, config.unet.in_channels), time, tokens),
+            "reference_projection": _shapes(
+                self.reference_projection, _spec(1, 1, config.reference_encoder.hidden_size)
+            ),
+            "null_tokens": {"embedding": _spec(1, 1, width)},
+            "vae": _shapes(self.vae, image),
+            "reference_encoder": _shapes(self.reference_encoder, _spec(1, reference, reference, 3)),
+            "vgg": _shapes(self.vgg, image),
+        }
+        if self.has_hint:
+            features = [_spec(1, 1, 1, channels) for channels in feature_channels(config.unet)]
+            inputs = _spec(1, latent, latent, config.vae.latent_channels)
+            shapes["hint_adapter"] = _shapes(self.hint_adapter, image)
+            shapes["hint_encoder"] = _shapes(self.hint_encoder, inputs, time, tokens)
+            shapes["fusion"] = _shapes(self.fusion, features)
+        return shapes
+
+    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """First parameters, as numpy arrays on the host.
+
+        The hint encoder starts as a copy of the U-Net's encoder and middle (the paper's "trainable replica"); the last
+        layer of the adapter and the FiLM layers start at zero, hence the hint without effect.
+        """
+        last = len(self.config.hint.adapter_channels)
+        rules = ((rf"^hint_adapter/convs_{last}/kernel$", "zeros"), *RULES)
+        shapes = self.shapes()
+        shapes.pop("hint_encoder", None)
+        params = initialize(shapes, key, rules)
+        if self.has_hint:
+            params["hint_encoder"] = replicate_encoder(params["unet"], self.config.vae.latent_channels)
+        return params
+
+    # ----------------------------------------------------------------------------------------------------- latents
+
+    def vae_posterior(self, params: Params, images: Images) -> tuple[Latents, Latents]:
+        """Mean and log-variance of the unscaled latents of images in [-1, 1]."""
+        return _apply(self.vae, params["vae"], images, method="encode")
+
+    def vae_decode(self, params: Params, latents: Latents) -> Images:
+        """Images, nominally in [-1, 1], from unscaled latents."""
+        return _apply(self.vae, params["vae"], latents, method="decode")
+
+    def encode_images(
+        self, params: Params, images: Images, key: Key[Array, ""] | Key[Array, " b"] | None = None
+    ) -> Latents:
+        """Scaled latents of images in [-1, 1].
+
+        Args:
+            params: Needs `vae`.
+            images: Height and width divisible by the autoencoder's factor.
+            key: Sample the posterior with one key, or one per image (typed keys); None takes the mode.
+        """
+        mean, logvar = self.vae_posterior(params, images)
+        if key is None:
+            return scale(mean, self.config.vae)
+        keys = jax.random.split(key, mean.shape[0]) if key.ndim == 0 else key
+        return scale(sample_posterior(keys, mean, logvar), self.config.vae)
+
+    def decode_latents(self, params: Params, latents: Latents) -> Images:
+        """Images, nominally in [-1, 1] but not clipped, from scaled latents."""
+        return self.vae_decode(params, unscale(latents, self.config.vae))
+
+    def vgg_features(self, params: Params, images: Images) -> list[Feature]:
+        """Features for the perceptual loss of images in [-1, 1]."""
+        return _apply(self.vgg, params["vgg"], (images + 1) / 2)
+
+    # ------------------------------------------------------------------------------------------------ conditioning
+
+    def reference_features(self, params: Params, reference: Images) -> Float[Array, "b l hidden"]:
+        """The reference encoder's tokens of references that `normalize_batch` normalised."""
+        return _apply(self.reference_encoder, params["reference_encoder"], reference)
+
+    def project(self, params: Params, features: Float[Array, "b l hidden"]) -> Tokens:
+        """The reference encoder's tokens, at the cross-attention's width."""
+        return _apply(self.reference_projection, params["reference_projection"], features)
+
+    def encode_reference(self, params: Params, reference: Images) -> Tokens:
+        """Tokens for the cross-attention; `project` after `reference_features`."""
+        return self.project(params, self.reference_features(params, reference))
+
+    def null_tokens(self, params: Params, tokens: Tokens) -> Tokens:
+        """The learned null vector at every position of `tokens`."""
+        return conditioning.null_like(tokens, params["null_tokens"]["embedding"])
+
+    def drop_tokens(self, params: Params, tokens: Tokens, keep: Float[Array, " b"]) -> Tokens:
+        """`tokens` where `keep` is 1, the null tokens where it is 0."""
+        return conditioning.drop_tokens(tokens, params["null_tokens"]["embedding"], keep)
+
+    # -------------------------------------------------------------------------------------------------------- hint
+
+    def hint_inputs(self, params: Params, hint: Images, masked_latents: Latents) -> Latents:
+        """What the hint encoder reads: adapter(hint) + masked latents; `hint` is in [0, 1]."""
+        return _apply(self.hint_adapter, params["hint_adapter"], hint) + masked_latents
+
+    def encode_hint(
+        self, params: Params, inputs: Latents, timesteps: Num[Array, " b"], tokens: Tokens
+    ) -> tuple[Feature, ...]:
+        """The hint encoder on what `hint_inputs` returns; with `hint.time = fixed` the timesteps do not count."""
+        if self.config.hint.time == "fixed":
+            timesteps = jnp.zeros_like(timesteps)
+        return _apply(self.hint_encoder, params["hint_encoder"], inputs, timesteps, tokens)
+
+    def hint_features(
+        self, params: Params, hint: Images, masked_latents: Latents, timesteps: Num[Array, " b"], tokens: Tokens
+    ) -> tuple[Feature, ...] | None:
+        """Features of the hint for every skip and the middle; None if the model has no hint path.
+
+        The noisy latents are no argument: with a fixed timestep the features are the same at every sampling step.
+        """
+        if not self.has_hint:
+            return None
+        return self.encode_hint(params, self.hint_inputs(params, hint, masked_latents), timesteps, tokens)
+
+    def modulations(
+        self,
+        params: Params,
+        features: Sequence[Feature] | None,
+        keep: Float[Array, " b"] | None = None,
+    ) -> list[Modulation] | None:
+        """(gamma, beta) for every skip and the middle; None without features.
+
+        Args:
+            params: Needs `fusion`.
+            features: From `hint_features`.
+            keep: 1 keeps a sample's hint, 0 drops it: fusion leaves that sample as it is.
+        """
+        if features is None:
+            return None
+        modulations = _apply(self.fusion, params["fusion"], features)
+        return modulations if keep is None else keep_modulations(modulations, keep)
+
+    # -------------------------------------------------------------------------------------------------- prediction
+
+    def predict(
+        self,
+        params: Params,
+        noisy_latents: Latents,
+        mask_latent: Float[Array, "b h w 1"],
+        masked_latents: Latents,
+        timesteps: Num[Array, " b"],
+        tokens: Tokens,
+        modulations: Sequence[Modulation] | None = None,
+    ) -> Latents:
+        """The U-Net's output (noise, v or x0, whatever it was trained for), float32.
+
+        Args:
+            params: Needs `unet`.
+            noisy_latents: z_t.
+            mask_latent: The mask at the latents' size, 1 = fill.
+            masked_latents: Scaled latents of the scene without the masked region.
+            timesteps: In [0, T), one per sample.
+            tokens: From `encode_reference`.
+            modulations: From `modulations`; None for no hint.
+        """
+        # The order of Stable Diffusion's inpainting model; Paint by Example has the mask last.
+        inputs = jnp.concatenate([noisy_latents, mask_latent, masked_latents], axis=-1)
+        return _apply(self.unet, params["unet"], inputs, timesteps, tokens, modulations)
+
+
+def _spec(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _shapes(module: nn.Module, *inputs: Any) -> dict[str, Any]:
+    """Shapes of a module's parameters, by tracing alone."""
+    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+
+
+def _apply(module: nn.Module, params: Params, *inputs: Any, method: str | None = None) -> Any:
+    return module.apply({"params": params}, *inputs, method=method)

@@ -1,0 +1,75 @@
+"""Convolutional blocks of the U-Net: ResNet block with time embedding, down- and upsampling (Rombach et al., 2022)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from dtc_jax.models.layers import Conv2d, Dense, GroupNorm
+
+
+class ResnetBlock(nn.Module):
+    """GroupNorm, SiLU, 3x3 convolution, twice; the time embedding is added in between; residual.
+
+    diffusers' `ResnetBlock2D` with its names: norm1, conv1, time_emb_proj, norm2, conv2 and, where the number of
+    channels changes, conv_shortcut.
+
+    Attributes:
+        features: Output channels.
+        num_groups: Groups of both norms.
+        dtype: Type of the arithmetic.
+    """
+
+    features: int
+    num_groups: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], temb: Float[Array, "b t"]) -> Float[Array, "b h w d"]:
+        """Return the block's output; `temb` is the output of the time embedding."""
+        residual = x
+        x = nn.silu(GroupNorm(self.num_groups, 1e-5, self.dtype, name="norm1")(x))
+        x = Conv2d(self.features, dtype=self.dtype, name="conv1")(x)
+        shift = Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))
+        x = x + shift[:, None, None, :]
+        x = nn.silu(GroupNorm(self.num_groups, 1e-5, self.dtype, name="norm2")(x))
+        x = Conv2d(self.features, dtype=self.dtype, name="conv2")(x)
+        if residual.shape[-1] != self.features:
+            shortcut = Conv2d(self.features, kernel_size=1, padding=0, dtype=self.dtype, name="conv_shortcut")
+            residual = shortcut(residual)
+        return residual + x
+
+
+class Downsample(nn.Module):
+    """Half the height and width by a 3x3 convolution of stride 2 with one zero on every side."""
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        self.conv = Conv2d(self.features, stride=2, dtype=self.dtype)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Twice the height and width by repeating every pixel, then a 3x3 convolution."""
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        self.conv = Conv2d(self.features, dtype=self.dtype)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        return self.conv(nearest_upsample(x))
+
+
+def nearest_upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Every pixel becomes 2x2 equal ones."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)

@@ -1,0 +1,68 @@
+"""Checkpoints with Orbax: one step holds parameters, average, optimizer state and the configuration.
+
+The data position and the random numbers are functions of the step and the seed, so that a run that is killed at any
+point and resumed ends bit-identical to one that was not (same hardware, same number of devices).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from dtc_jax.config import ConfigError, ExperimentConfig
+from dtc_jax.training.step import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run folder, `RUN/checkpoints/STEP`."""
+
+    def __init__(self, run_dir: Path, keep: int) -> None:
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.LatestN(keep), enable_async_checkpointing=True
+        )
+        self._manager = ocp.CheckpointManager((run_dir / "checkpoints").absolute(), options=options)
+
+    def latest_step(self) -> int | None:
+        """The newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, config: ExperimentConfig, step: int) -> None:
+        """Write one step; the copy to disk goes on in the background."""
+        if step in self._manager.all_steps():
+            return
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state._asdict()), config=ocp.args.JsonSave(dataclasses.asdict(config))
+        )
+        self._manager.save(step, args=items)
+
+    def restore(self, abstract_state: TrainState, step: int) -> TrainState:
+        """Read one step into the shapes and shardings of `abstract_state`.
+
+        Raises:
+            ConfigError: the checkpoint holds other parameters than the configuration describes.
+        """
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state._asdict()))
+        try:
+            restored = self._manager.restore(step, args=items)
+        except (ValueError, KeyError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"{self._manager.directory}/{step}: does not fit this configuration ({first}); use another --run-dir"
+            ) from error
+        return TrainState(**restored["state"])
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def abstract_state(state: TrainState, shardings: TrainState) -> TrainState:
+    """Shapes, dtypes and shardings of a state."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings
+    )

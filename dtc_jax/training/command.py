@@ -1,0 +1,129 @@
+"""The command line of train.py: `train.py NAME --run-dir DIR [--init-from DIR] [--field.sub value]`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import tyro
+
+from dtc_jax.config import ConfigError, ExperimentConfig
+from dtc_jax.weights.model_folder import ModelFolderError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What train.py takes beside the name of the experiment."""
+
+    run_dir: Path
+    """Run folder: config.json, checkpoints, metrics, sample grids, and the trained model folder. An unfinished run in it
+    is resumed."""
+    init_from: tuple[Path, ...] = ()
+    """Model or run folders whose networks the run starts from; with none, the experiment's prerequisites are trained."""
+    cpu_devices: int | None = None
+    """Virtual devices where training runs on CPUs; by default as many as cores that divide the batch (one thread each is
+    several times as fast as one device with many threads). Without meaning on GPUs and TPUs."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where several processes train together and the cluster does not tell them."""
+    num_processes: int | None = None
+    """How many processes train together; goes with --coordinator."""
+    process_id: int | None = None
+    """Which of them this is, from 0; goes with --coordinator."""
+    config: Annotated[ExperimentConfig, tyro.conf.arg(name="")]
+    """The experiment, field by field."""
+
+
+def find_configs(directory: Path) -> dict[str, Path]:
+    """The experiments in a folder, by name."""
+    return {path.stem: path for path in sorted(directory.glob("*.py")) if not path.stem.startswith("_")}
+
+
+def read_config(path: Path) -> tuple[ExperimentConfig, str]:
+    """CONFIG and the one-line description of an experiment's file."""
+    spec = importlib.util.spec_from_file_location(f"dtc_jax_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.CONFIG, (module.__doc__ or "").strip().splitlines()[0]
+
+
+def usage(configs: dict[str, Path]) -> str:
+    """What `train.py --help` prints."""
+    lines = ["usage: train.py NAME --run-dir DIR [--init-from DIR ...] [--FIELD VALUE ...]", "", "experiments:"]
+    lines += [f"  {name:18} {read_config(path)[1]}" for name, path in configs.items()]
+    return "\n".join([*lines, "", "train.py NAME --help explains every field of an experiment."])
+
+
+def main(argv: Sequence[str], config_dir: Path) -> int:
+    """Train what the command line names; returns the exit code (2 for errors of use, each one line)."""
+    configs = find_configs(config_dir)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage(configs))
+        return 0 if argv else 2
+    name = argv[0]
+    if name not in configs:
+        print(f"train.py: no experiment {name!r}; there are: {', '.join(configs)}", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("dtc_jax").setLevel(logging.INFO)
+    try:
+        default = Arguments(run_dir=tyro.MISSING, config=read_config(configs[name])[0])
+        arguments = tyro.cli(Arguments, prog=f"train.py {name}", default=default, args=list(argv[1:]))
+        use_cpu_cores(arguments.cpu_devices, arguments.config.training.batch_size)
+        connect(arguments)
+        run_with_prerequisites(arguments.config, arguments.run_dir, arguments.init_from, configs)
+    except (ConfigError, ModelFolderError, OSError) as error:
+        print(f"train.py: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("train.py: interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def use_cpu_cores(requested: int | None, batch_size: int) -> None:
+    """Split the CPU into virtual devices, before JAX starts; what the environment says (JAX_NUM_CPU_DEVICES) stands."""
+    if requested is None:
+        if jax.config.jax_num_cpu_devices > 0:
+            return
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        requested = next(count for count in range(cores, 0, -1) if batch_size % count == 0)
+    jax.config.update("jax_num_cpu_devices", requested)
+
+
+def connect(arguments: Arguments) -> None:
+    """Join the other processes, where the command line names them (clusters that JAX detects need no flags)."""
+    given = (arguments.coordinator, arguments.num_processes, arguments.process_id)
+    if all(value is None for value in given):
+        return
+    if any(value is None for value in given):
+        raise ConfigError("--coordinator, --num-processes and --process-id go together")
+    jax.distributed.initialize(arguments.coordinator, arguments.num_processes, arguments.process_id)
+
+
+def run_with_prerequisites(
+    config: ExperimentConfig, run_dir: Path, init_from: tuple[Path, ...], configs: dict[str, Path]
+) -> None:
+    """Train the prerequisites that no folder was given for (each once, in RUN/prerequisites/NAME), then the experiment."""
+    from dtc_jax.training.loop import train
+
+    folders = list(init_from)
+    if not init_from:
+        for name in config.prerequisites:
+            if name not in configs:
+                raise ConfigError(f"prerequisites: no experiment {name!r}; there are: {', '.join(configs)}")
+            folder = run_dir / "prerequisites" / name
+            if not (folder / "model" / "config.json").is_file():
+                earlier = dataclasses.replace(read_config(configs[name])[0], model=config.model, data=config.data)
+                train(earlier, folder)
+            folders.append(folder / "model")
+    train(config, run_dir, folders)

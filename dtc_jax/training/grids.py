@@ -1,0 +1,52 @@
+"""Sample grids: what the moving average paints for held-out products, as a PNG beside the checkpoints."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from dtc_jax.config import ExperimentConfig
+from dtc_jax.data.procedural import sample_batch
+from dtc_jax.inference.generate import generate_jit, image_keys, sampler_settings
+from dtc_jax.inference.sheets import contact_sheet
+
+COLUMNS = ("scene", "mask", "reference", "hint", "result", "truth")
+
+
+@lru_cache(maxsize=1)
+def held_out_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
+    """The first held-out samples of the data set, on the host."""
+    batch = sample_batch(
+        config.data.seed,
+        0,
+        config.training.sample_count,
+        size=config.model.image_size,
+        reference_size=config.model.reference_encoder.image_size,
+        held_out=True,
+    )
+    return jax.device_get({name: batch[name] for name in ("scene", "mask", "reference", "hint")})
+
+
+def write_sample_grid(config: ExperimentConfig, params: PyTree, path: Path, write: bool = True) -> None:
+    """Sample held-out products with `params` and write scene, mask, reference, hint, result and truth side by side.
+
+    Every process must call it (sampling is a computation over all devices); the one with `write` writes the file.
+    """
+    batch = held_out_batch(config)
+    keys = image_keys(config.training.seed, config.training.sample_count)
+    result = generate_jit(params, batch, keys, config.sampling.guidance_scale, sampler_settings(config))
+    if not write:
+        return
+    truth, mask = batch["scene"], batch["mask"]
+    images = np.asarray(result.addressable_data(0))
+    painted = np.where(mask, np.round(images * 255).astype(np.uint8), truth)
+    greyed = np.where(mask, np.uint8(128), truth)
+    rows = list(zip(greyed, mask[..., 0] * np.uint8(255), batch["reference"], batch["hint"], painted, truth, strict=True))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp.png")
+    contact_sheet(rows, COLUMNS).save(scratch)
+    scratch.replace(path)

@@ -1,0 +1,63 @@
+"""Parameters before the first step: fresh ones, overlaid with what earlier runs or imports trained."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Array, Key, PyTree
+
+from dtc_jax.config import ConfigError, ExperimentConfig
+from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
+from dtc_jax.training.classifier import init_heads
+from dtc_jax.weights.model_folder import check_params, load_model_folder, resolve_checkpoint
+
+logger = logging.getLogger("dtc_jax.train")
+
+STAGE_NETWORKS = {
+    "autoencoder": ("vae",),
+    "vgg": ("vgg", "heads"),
+    "diffusion": (
+        "unet",
+        "hint_encoder",
+        "hint_adapter",
+        "fusion",
+        "reference_projection",
+        "null_tokens",
+        "vae",
+        "reference_encoder",
+        "vgg",
+    ),
+}
+"""Networks that each stage reads or trains."""
+
+
+def initial_params(config: ExperimentConfig, key: Key[Array, ""], init_from: Sequence[Path] = ()) -> PyTree:
+    """Freshly initialised parameters of the stage's networks, on the host, with those of `init_from` in their place.
+
+    Args:
+        config: The experiment.
+        key: For the fresh ones.
+        init_from: Model or run folders; each brings the networks that it holds and the stage needs, later ones win.
+
+    Raises:
+        ConfigError: a folder holds nothing that the stage needs.
+        ModelFolderError: a folder's network has other names or shapes than the configuration describes.
+    """
+    wanted = STAGE_NETWORKS[config.stage]
+    fresh = DiffuseToChoose(config.model).init(key)
+    if config.stage == "vgg":
+        fresh["heads"] = init_heads(config.model, key)
+    params = {name: fresh[name] for name in wanted if name in fresh}
+    for folder in init_from:
+        _, loaded = load_model_folder(resolve_checkpoint(folder), dtype=np.float32)
+        brought = [name for name in params if name in loaded]
+        if not brought:
+            raise ConfigError(f"{folder}: holds {', '.join(loaded)}, none of which {config.name} needs")
+        for name in brought:
+            check_params({name: loaded[name]}, {name: params[name]}, where=str(folder))
+            params[name] = loaded[name]
+        logger.info("%s: %s", folder, ", ".join(brought))
+    return params

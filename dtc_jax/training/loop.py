@@ -1,0 +1,152 @@
+"""The training loop: mesh, parameters, step, checkpoints, in the order in which they happen."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Key, PyTree
+
+from dtc_jax.config import ConfigError, ExperimentConfig, config_to_json, load_config
+from dtc_jax.training.checkpoints import Checkpoints, abstract_state
+from dtc_jax.training.grids import write_sample_grid
+from dtc_jax.training.initial import initial_params
+from dtc_jax.training.objective import Batch, make_objective
+from dtc_jax.training.optimizer import make_optimizer
+from dtc_jax.training.params import FlatParams, split_trainable
+from dtc_jax.training.progress import Progress
+from dtc_jax.training.sharding import batch_sharding, make_mesh, replicated, tree_sharding
+from dtc_jax.training.source import make_source
+from dtc_jax.training.step import TrainState, init_state, make_train_step
+from dtc_jax.weights.model_folder import flatten_params, save_model_folder, unflatten_params
+
+logger = logging.getLogger("dtc_jax.train")
+
+
+def train(config: ExperimentConfig, run_dir: Path, init_from: Sequence[Path] = ()) -> PyTree:
+    """Train one stage to its last step, resuming from the newest checkpoint in `run_dir`.
+
+    Args:
+        config: The experiment.
+        run_dir: Run folder; created, or resumed where it holds checkpoints.
+        init_from: Model or run folders whose networks the parameters start from.
+
+    Returns:
+        All parameters with the moving average in place of the trained ones, as a nested dict on the host.
+
+    Raises:
+        ConfigError: the configuration cannot work, or `run_dir` belongs to another one.
+    """
+    main_process = jax.process_index() == 0
+    prepare_run_dir(config, run_dir, write=main_process)
+    mesh = make_mesh(config.training.fsdp_devices)
+    source = make_source(config, mesh)
+    key = jax.random.key(config.training.seed)
+
+    params = flatten_params(initial_params(config, jax.random.fold_in(key, 0), init_from))
+    trainable, frozen = split_trainable(params, config.training.trainable)
+    train_step, state, frozen = place(config, mesh, trainable, frozen)
+    logger.info(
+        "%s: %s trainable and %s frozen parameters on %d %s device(s), mesh %s",
+        config.name,
+        f"{sum(leaf.size for leaf in state.params.values()):,}",
+        f"{sum(leaf.size for leaf in frozen.values()):,}",
+        mesh.size,
+        jax.devices()[0].platform,
+        dict(mesh.shape),
+    )
+    del trainable, params
+
+    checkpoints = Checkpoints(run_dir, config.training.keep_checkpoints)
+    latest = checkpoints.latest_step()
+    if latest is not None:
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        state = checkpoints.restore(abstract_state(state, shardings), latest)
+        logger.info("resumed from step %d", latest)
+
+    start, total = int(state.step), config.training.steps
+    progress = Progress(run_dir, total, start, config.training.batch_size, write=main_process)
+    noise_key = jax.random.fold_in(key, 1)
+    pending = None
+    for step in range(start, total):
+        state, metrics = train_step(state, frozen, source(step), noise_key)
+        # Numbers of the last line are fetched only after this step has been dispatched: no wait in the loop.
+        if pending is not None:
+            progress.report(pending[0], {name: float(value) for name, value in pending[1].items()})
+        done = step + 1
+        pending = (done, metrics) if done % config.training.log_every == 0 or done == total else None
+        began = time.perf_counter()
+        if done % config.training.checkpoint_every == 0 or done == total:
+            checkpoints.save(state, config, done)
+        if config.stage == "diffusion" and config.training.sample_every and done % config.training.sample_every == 0:
+            ema_params = unflatten_params({**frozen, **state.ema})
+            write_sample_grid(config, ema_params, run_dir / "samples" / f"{done:08d}.png", write=main_process)
+        progress.skip_time(time.perf_counter() - began)
+    if pending is not None:
+        progress.report(pending[0], {name: float(value) for name, value in pending[1].items()})
+    checkpoints.close()
+
+    final = to_host({**frozen, **state.ema}, mesh)
+    if main_process:
+        save_model_folder(run_dir / "model", config, final)
+        logger.info("finished: %s", run_dir / "model")
+    return final
+
+
+def place(config: ExperimentConfig, mesh: Mesh, trainable: FlatParams, frozen: FlatParams):
+    """Put state and frozen parameters on the mesh and compile-wrap the step; the state is donated."""
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    shapes = jax.eval_shape(lambda: init_state(trainable, optimizer))
+    state_sharding = tree_sharding(mesh, shapes)
+    # Each process holds the same host arrays and fills its own shards.
+    state = jax.jit(lambda values: init_state(values, optimizer), out_shardings=state_sharding)(
+        put(trainable, replicated(mesh))
+    )
+    frozen_sharding = tree_sharding(mesh, frozen)
+    frozen = {path: put(leaf, frozen_sharding[path]) for path, leaf in frozen.items()}
+    step = jax.jit(
+        make_train_step(config, make_objective(config), optimizer),
+        in_shardings=(state_sharding, frozen_sharding, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(state_sharding, replicated(mesh)),
+        donate_argnums=0,
+    )
+    return step, state, frozen
+
+
+def put(tree: PyTree, sharding) -> PyTree:
+    """Host arrays onto the mesh, on every process alike."""
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda index, leaf=leaf: leaf[index]), tree
+    )
+
+
+def to_host(flat: FlatParams, mesh: Mesh) -> PyTree:
+    """Gather a flat dict onto every process's host as a nested dict."""
+    gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+    return unflatten_params(jax.tree.map(lambda leaf: jax.device_get(leaf.addressable_data(0)), gather(flat)))
+
+
+def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> None:
+    """Create the run folder with its config.json, or check that the one there describes the same networks and data.
+
+    Raises:
+        ConfigError: the folder belongs to another experiment.
+    """
+    path = run_dir / "config.json"
+    if path.exists():
+        earlier = load_config(path)
+        for part in ("stage", "model", "data", "diffusion"):
+            if getattr(earlier, part) != getattr(config, part):
+                raise ConfigError(
+                    f"{run_dir}: was started with another `{part}`; use another --run-dir, or --init-from it"
+                )
+    if write:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".json.tmp")
+        scratch.write_text(config_to_json(config))
+        scratch.replace(path)

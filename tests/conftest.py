@@ -1,0 +1,41 @@
+"""What every test shares: JAX's set-up, shape checking, and the optional real photographs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before JAX is imported. The environment may say otherwise, and processes that tests start inherit these.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import jax
+import jaxtyping
+
+import tests.shapes  # noqa: F401 (the hook below finds it by name)
+
+# Eight virtual devices for the tests of sharding; measured to cost the other tests nothing, because a computation
+# runs on the first device unless it is told otherwise. Processes that tests start do not inherit this.
+jax.config.update("jax_num_cpu_devices", 8)
+
+# Shapes and types of everything in the package are checked at run time: before the package is imported.
+jaxtyping.install_import_hook("dtc_jax", "tests.shapes.check_arrays")
+
+
+@pytest.fixture(scope="session")
+def real_inputs() -> Path:
+    """Folder of real photographs (scene, mask, reference) that are not part of the project, because of their licences.
+
+    Looked for in the environment variable DTC_JAX_REAL_INPUTS, then as `shared/real_inputs` in or beside the checkout.
+    """
+    named = os.environ.get("DTC_JAX_REAL_INPUTS")
+    candidates = [Path(named)] if named else [folder / "shared" / "real_inputs" for folder in (ROOT, ROOT.parent)]
+    for candidate in candidates:
+        if (candidate / "cases.json").is_file():
+            return candidate
+    pytest.skip(f"no real photographs: none in {' or '.join(map(str, candidates))}; set DTC_JAX_REAL_INPUTS")

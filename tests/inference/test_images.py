@@ -1,0 +1,164 @@
+"""Reading pictures as they are displayed, whatever their mode; errors in one line."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from dtc_jax.inference.images import (
+    InputError,
+    check_output,
+    on_white,
+    read_box,
+    read_mask,
+    read_profile,
+    read_reference,
+    read_scene,
+    write_image,
+)
+
+
+def _photo(height: int = 5, width: int = 7, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    shown = _photo()
+    # What a camera stores so that the viewer's transformation gives `shown`.
+    stored = {
+        1: shown,
+        2: shown[:, ::-1],
+        3: shown[::-1, ::-1],
+        4: shown[::-1],
+        5: shown.transpose(1, 0, 2),
+        6: np.rot90(shown, 1),
+        7: shown[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(shown, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.png"
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
+    np.testing.assert_array_equal(read_scene(path), shown)
+    np.testing.assert_array_equal(read_reference(path), shown)
+
+
+def test_scene_drops_alpha_and_reference_keeps_it_for_trimming(tmp_path: Path) -> None:
+    rgba = _photo(channels=4)
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_scene(tmp_path / "a.png"), rgba[..., :3])
+    reference = read_reference(tmp_path / "a.png")
+    np.testing.assert_array_equal(reference, rgba)
+    expected = rgba[..., :3] * (rgba[..., 3:] / 255) + 255 * (1 - rgba[..., 3:] / 255)
+    np.testing.assert_allclose(on_white(reference), expected, atol=0.51)
+    rgba[..., 3] = 255
+    assert read_reference(rgba).shape[-1] == 3
+    rgba[..., 3] = 0
+    with pytest.raises(InputError, match="wholly transparent"):
+        read_reference(rgba)
+
+
+def test_grey_palette_bilevel_and_grey_alpha(tmp_path: Path) -> None:
+    grey = _photo()[..., 0]
+    for mode, image in {
+        "L": Image.fromarray(grey),
+        "P": Image.fromarray(grey).convert("P"),
+        "LA": Image.merge("LA", [Image.fromarray(grey), Image.fromarray(grey)]),
+    }.items():
+        path = tmp_path / f"{mode}.png"
+        image.save(path)
+        np.testing.assert_array_equal(read_scene(path), np.stack([grey] * 3, -1), err_msg=mode)
+    Image.fromarray(grey > 100).save(tmp_path / "1.png")
+    np.testing.assert_array_equal(read_scene(tmp_path / "1.png")[..., 0], (grey > 100) * np.uint8(255))
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8), mode="P")
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.save(tmp_path / "transparent.png", transparency=0)
+    np.testing.assert_array_equal(on_white(read_reference(tmp_path / "transparent.png")), [[[255] * 3, [0, 0, 255]]])
+    np.testing.assert_array_equal(read_scene(tmp_path / "transparent.png"), [[[255, 0, 0], [0, 0, 255]]])
+
+
+def test_16_bit_keeps_the_high_byte(tmp_path: Path) -> None:
+    values = np.array([[0, 255, 256, 0x80FF, 65535]], np.uint16)
+    expected = values >> 8
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(values).save(tmp_path / name)
+        np.testing.assert_array_equal(read_scene(tmp_path / name)[..., 0], expected)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), [[0, 0, 0, 1, 1]])
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    Image.new("CMYK", (4, 3), (0, 255, 255, 0)).save(tmp_path / "a.tif")
+    red = read_scene(tmp_path / "a.tif")
+    assert red.shape == (3, 4, 3) and (red[0, 0] == [255, 0, 0]).all()
+    Image.new("CMYK", (4, 3), (0, 255, 255, 0)).save(tmp_path / "b.tif", icc_profile=b"no profile")
+    np.testing.assert_array_equal(read_scene(tmp_path / "b.tif"), red, err_msg="a broken profile is passed over")
+
+
+def test_mask_threshold_alpha_and_arrays() -> None:
+    np.testing.assert_array_equal(read_mask(np.array([[127, 128, 255]], np.uint8)), [[0, 1, 1]])
+    np.testing.assert_array_equal(read_mask(np.array([[0, 1]], np.uint8)), [[0, 1]])
+    np.testing.assert_array_equal(read_mask(np.array([[False, True]])), [[0, 1]])
+    np.testing.assert_array_equal(read_mask(np.array([[[0.4], [0.5]]])), [[0, 1]])
+    painted = np.full((1, 2, 4), 255, np.uint8)
+    painted[0, 0, 3] = 0
+    np.testing.assert_array_equal(read_mask(painted), [[0, 1]])
+
+
+def test_mask_errors(tmp_path: Path) -> None:
+    Image.new("L", (7, 5), 100).save(tmp_path / "mask.png")
+    with pytest.raises(InputError, match=r"mask\.png: it is empty \(its largest value is 100"):
+        read_mask(tmp_path / "mask.png")
+    with pytest.raises(InputError, match="7x5 pixels but the scene as displayed is 5x7"):
+        read_mask(tmp_path / "mask.png", (7, 5))
+
+
+def test_box() -> None:
+    mask = read_box((1, 2, 4, 3), (5, 7))
+    assert mask.shape == (5, 7) and mask.sum() == 3 and mask[2, 1:4].all()
+    for box in [(0, 0, 0, 1), (3, 0, 2, 1), (0, 0, 8, 1), (-1, 0, 2, 2), (0, 0, 1, 6), (1, 2, 3)]:
+        with pytest.raises(InputError, match=r"^box"):
+            read_box(box, (5, 7))
+
+
+def test_unreadable_inputs_are_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "empty.png").write_bytes(b"")
+    buffer = io.BytesIO()
+    Image.fromarray(_photo(64, 64)).save(buffer, format="PNG")
+    (tmp_path / "cut.png").write_bytes(buffer.getvalue()[:2000])
+    Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "float.tif")
+    for name in ["text.png", "empty.png", "cut.png", "float.tif", "absent.png", "."]:
+        with pytest.raises(InputError) as error:
+            read_scene(tmp_path / name)
+        assert "\n" not in str(error.value) and str(error.value).startswith("scene"), name
+    for array in [np.zeros((2, 2, 3)), np.zeros((2, 2, 2), np.uint8), np.zeros((0, 2, 3), np.uint8)]:
+        with pytest.raises(InputError, match="scene"):
+            read_scene(array)
+    with pytest.raises(InputError, match="not int"):
+        read_scene(3)  # type: ignore[arg-type]
+
+
+def test_output_is_checked_and_written_whole(tmp_path: Path) -> None:
+    photo = _photo()
+    write_image(tmp_path / "out.png", photo)
+    np.testing.assert_array_equal(read_scene(tmp_path / "out.png"), photo)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+    (tmp_path / "folder.png").mkdir()
+    for name in ["out.jpg", "out", "no/out.png", "folder.png"]:
+        with pytest.raises(InputError, match=r"^output"):
+            check_output(tmp_path / name)
+
+
+def test_profile_of_an_rgb_scene_goes_into_the_result(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(_photo()).save(tmp_path / "a.png", icc_profile=profile)
+    write_image(tmp_path / "b.png", _photo(), read_profile(tmp_path / "a.png"))
+    assert Image.open(tmp_path / "b.png").info["icc_profile"] == profile
+    Image.fromarray(_photo()[..., 0]).save(tmp_path / "grey.png", icc_profile=profile)
+    assert read_profile(tmp_path / "grey.png") is None
+    assert read_profile(tmp_path / "absent.png") is None

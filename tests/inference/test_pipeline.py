@@ -1,0 +1,160 @@
+"""The jitted sampler against a loop written out, and the pipeline's promises."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dtc_jax
+from dtc_jax.diffusion import scaled_linear_schedule
+from dtc_jax.inference.generate import generate_jit, image_keys, sampler_settings
+from dtc_jax.inference.images import InputError
+from dtc_jax.inference.pipeline import Pipeline
+from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
+from dtc_jax.weights import ModelFolderError, load_model_folder, save_model_folder
+
+
+def _case(seed: int = 0, height: int = 37, width: int = 51) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    scene = random.integers(0, 256, (height, width, 3), np.uint8)
+    mask = np.zeros((height, width), np.uint8)
+    mask[9:30, 12:40] = 1
+    mask[9:15, 12:20] = 0
+    return scene, mask, random.integers(0, 240, (30, 20, 3), np.uint8)
+
+
+def _batch(pipeline: Pipeline, *seeds: int) -> dict[str, np.ndarray]:
+    cases = [pipeline.prepare(*_case(seed)).batch for seed in seeds]
+    return {name: np.stack([case[name] for case in cases]) for name in cases[0]}
+
+
+def test_generate_equals_the_loop_written_out(pipeline: Pipeline) -> None:
+    config, model = pipeline.config, DiffuseToChoose(pipeline.config.model)
+    batch, keys, scale = _batch(pipeline, 0), image_keys(5, 1), 2.0
+    abar = scaled_linear_schedule().alphas_cumprod
+
+    @jax.jit
+    def written_out(params: dict) -> jax.Array:
+        scene, mask = batch["scene"] / 127.5 - 1.0, batch["mask"].astype(np.float32)
+        masked = model.encode_images(params, jnp.asarray(scene * (1 - mask), jnp.float32))
+        mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+        tokens = model.encode_reference(params, jnp.asarray((batch["reference"] / 255 - mean) / std, jnp.float32))
+        null = jnp.broadcast_to(params["null_tokens"]["embedding"], tokens.shape)
+        hint = jnp.asarray(batch["hint"] / 255, jnp.float32)
+        noise_key, _ = jax.random.split(keys[0])
+        latents = jax.random.normal(noise_key, masked.shape[1:])[None]
+        for timestep, previous in [(501, 1), (1, -1)]:
+            outputs = []
+            for context in (tokens, null):
+                times = jnp.array([timestep])
+                features = model.hint_features(params, hint, masked, times, context)
+                modulations = model.modulations(params, features)
+                small = mask[:, ::2, ::2]
+                outputs.append(model.predict(params, latents, small, masked, times, context, modulations))
+            noise = outputs[1] + scale * (outputs[0] - outputs[1])
+            x0 = (latents - np.sqrt(1 - abar[timestep]) * noise) / np.sqrt(abar[timestep])
+            alpha = abar[previous] if previous >= 0 else abar[0]
+            latents = np.sqrt(alpha) * x0 + np.sqrt(1 - alpha) * noise
+        return jnp.clip((model.decode_latents(params, latents) + 1) / 2, 0, 1)
+
+    found = generate_jit(pipeline.params, batch, keys, jnp.float32(scale), sampler_settings(config))
+    assert found.shape == (1, 16, 16, 3) and found.dtype == jnp.float32
+    assert float(found.std()) > 0, "a constant image proves nothing"
+    np.testing.assert_allclose(found, written_out(pipeline.params), atol=2e-4)
+
+
+def test_an_image_does_not_depend_on_its_batch(pipeline: Pipeline) -> None:
+    cases = [(pipeline.prepare(*_case(seed)), 7, seed) for seed in range(3)]
+    alone = list(pipeline.generate(cases))
+    together = list(pipeline.generate(cases, batch_size=2))
+    assert len(together) == 3
+    np.testing.assert_allclose(np.stack(together), np.stack(alone), atol=2e-4)
+
+
+@pytest.mark.parametrize("size", [(37, 51), (64, 33)])
+def test_nothing_outside_the_mask_changes(pipeline: Pipeline, size: tuple[int, int]) -> None:
+    scene, mask, reference = _case(1, *size)
+    result = pipeline(scene, mask, reference)[0]
+    assert result.shape == scene.shape and result.dtype == np.uint8
+    np.testing.assert_array_equal(result[mask == 0], scene[mask == 0])
+    assert (result[mask == 1] != scene[mask == 1]).any(axis=-1).mean() > 0.9
+
+
+def test_seeds(pipeline: Pipeline) -> None:
+    scene, mask, reference = _case()
+    three = pipeline(scene, mask, reference, seed=3, num_images=3)
+    assert (three[0] != three[1]).any() and (three[1] != three[2]).any()
+    np.testing.assert_array_equal(three[0], pipeline(scene, mask, reference, seed=3)[0])
+    assert (three[0] != pipeline(scene, mask, reference, seed=4)[0]).any()
+
+
+def test_reference_hint_and_guidance_count(pipeline: Pipeline) -> None:
+    batch, keys, settings = _batch(pipeline, 0), image_keys(0, 1), sampler_settings(pipeline.config)
+
+    def run(scale: float = 2.0, **changes: np.ndarray) -> np.ndarray:
+        return np.asarray(generate_jit(pipeline.params, {**batch, **changes}, keys, jnp.float32(scale), settings))
+
+    base = run()
+    np.testing.assert_array_equal(base, run())
+    for name in ("scene", "reference", "hint"):
+        assert np.abs(run(**{name: 255 - batch[name]}) - base).max() > 1e-3, name
+    assert np.abs(run(4.0) - base).max() > 1e-3
+    hidden = np.where(batch["mask"] == 1, 255 - batch["scene"], batch["scene"])
+    np.testing.assert_array_equal(run(scene=hidden), base, err_msg="the model saw what the mask hides")
+
+
+def test_box_is_a_mask(pipeline: Pipeline) -> None:
+    scene, _, reference = _case()
+    mask = np.zeros(scene.shape[:2], bool)
+    mask[4:20, 10:25] = True
+    by_box = pipeline(scene, None, reference, box=(10, 4, 25, 20))[0]
+    np.testing.assert_array_equal(by_box, pipeline(scene, mask, reference)[0])
+
+
+def test_bad_numbers(pipeline: Pipeline) -> None:
+    scene, mask, reference = _case()
+    for name, value in [
+        ("num_images", 0),
+        ("num_inference_steps", 0),
+        ("num_inference_steps", 1001),
+        ("guidance_scale", -1.0),
+        ("guidance_scale", float("nan")),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("context", -1.0),
+    ]:
+        with pytest.raises(InputError, match=name):
+            pipeline(scene, mask, reference, **{name: value})  # type: ignore[arg-type]
+
+
+def test_settings_follow_the_checkpoint(pipeline: Pipeline) -> None:
+    settings = sampler_settings(pipeline.config)
+    assert (settings.num_inference_steps, settings.guidance, settings.unconditional) == (2, True, "tokens")
+    changed = sampler_settings(pipeline.config, num_inference_steps=7, guidance_scale=1.0, unconditional="both")
+    assert (changed.num_inference_steps, changed.guidance, changed.unconditional) == (7, False, "both")
+    assert hash(settings) != hash(changed)
+
+
+def test_load_names_tensors_that_do_not_fit(model_folder: Path, tmp_path: Path) -> None:
+    config, params = load_model_folder(model_folder)
+    del params["vgg"]
+    save_model_folder(tmp_path / "no_vgg", config, params, dtype="float16")
+    assert Pipeline.load(tmp_path / "no_vgg").params["null_tokens"]["embedding"].dtype == jnp.float32
+    params["unet"]["conv_in"].pop("bias")
+    save_model_folder(tmp_path / "broken", config, params)
+    with pytest.raises(ModelFolderError, match=r"broken: .*1 missing \(unet/conv_in/bias\)"):
+        Pipeline.load(tmp_path / "broken")
+    wider = replace(config.model, hint=replace(config.model.hint, adapter_channels=(4, 4, 16)))
+    with pytest.raises(ModelFolderError, match="misshapen"):
+        Pipeline.from_params(replace(config, model=wider), load_model_folder(model_folder)[1])
+
+
+def test_the_package_exports_the_pipeline() -> None:
+    assert dtc_jax.Pipeline is Pipeline
+    with pytest.raises(AttributeError, match="nothing"):
+        dtc_jax.nothing  # noqa: B018

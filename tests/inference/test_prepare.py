@@ -1,0 +1,82 @@
+"""What the model is given: the batch's shapes and types, the hint in the mask, the framed reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dtc_jax import presets
+from dtc_jax.data.hints import stitch
+from dtc_jax.inference.images import InputError
+from dtc_jax.inference.prepare import frame_reference, prepare, read_case
+
+MODEL = presets.test()
+
+
+def _reference(height: int, width: int, margin: int) -> np.ndarray:
+    image = np.full((height + 2 * margin, width + 2 * margin, 3), 255, np.uint8)
+    image[margin : margin + height, margin : margin + width] = (200, 30, 60)
+    return image
+
+
+def test_batch_is_what_normalize_batch_takes() -> None:
+    scene = np.random.default_rng(0).integers(0, 256, (41, 53, 3), np.uint8)
+    mask = np.zeros((41, 53), np.uint8)
+    mask[10:30, 20:33] = 1
+    reference = _reference(20, 10, 3)
+    case = prepare(scene, mask, reference, MODEL)
+    shapes = {name: (value.shape, value.dtype.name) for name, value in case.batch.items()}
+    assert shapes == {
+        "scene": ((16, 16, 3), "uint8"),
+        "mask": ((16, 16, 1), "uint8"),
+        "reference": ((16, 16, 3), "uint8"),
+        "hint": ((16, 16, 3), "uint8"),
+    }
+    assert not case.batch["hint"][case.batch["mask"][..., 0] == 0].any(), "the hint lies in the mask"
+    np.testing.assert_array_equal(case.batch["hint"], stitch(reference, case.batch["mask"][..., 0], (16, 16)))
+    assert case.batch["hint"].any()
+
+
+def test_a_reference_that_fits_is_only_padded() -> None:
+    square = _reference(12, 12, 2)
+    np.testing.assert_array_equal(frame_reference(square, 16), square)
+    tall = np.zeros((16, 4, 3), np.uint8)
+    framed = frame_reference(tall, 16)
+    assert not framed[:, 6:10].any() and (framed[:, :6] == 255).all() and (framed[:, 10:] == 255).all()
+
+
+def test_a_small_product_on_white_is_brought_closer() -> None:
+    framed = frame_reference(_reference(40, 20, 100), 64)
+    rows = np.flatnonzero((framed < 200).any(axis=(1, 2)))
+    assert 0.75 < len(rows) / 64 < 0.95
+    assert abs(rows.mean() - 31.5) <= 1.5, "centred"
+    far = frame_reference(_reference(40, 20, 100), 64, trim=False)
+    assert (far < 200).any(axis=(1, 2)).sum() < 64 * 0.25
+
+
+def test_a_product_off_centre_stays_whole() -> None:
+    image = np.full((200, 300, 3), 255, np.uint8)
+    image[:30, 270:] = 10
+    framed = frame_reference(image, 64)
+    assert (framed < 100).any(axis=-1).sum() > (0.75 * 64) ** 2
+    assert (framed[0] > 200).all() and (framed[:, -1] > 200).all()
+
+
+def test_transparent_references_go_on_white_and_white_products_are_kept() -> None:
+    rgba = np.zeros((20, 20, 4), np.uint8)
+    rgba[5:15, 5:15] = 255
+    framed = frame_reference(rgba, 16)
+    assert (framed == 255).all()
+    mask = np.ones((16, 16), np.uint8)
+    hint = prepare(np.zeros((16, 16, 3), np.uint8), mask, rgba, MODEL, context=0).batch["hint"]
+    assert (hint == 255).all(), "alpha decides what is product"
+
+
+def test_read_case_wants_mask_or_box() -> None:
+    scene, reference = np.zeros((8, 8, 3), np.uint8), _reference(4, 4, 1)
+    with pytest.raises(InputError, match="one of the two"):
+        read_case(scene, None, reference, MODEL)
+    with pytest.raises(InputError, match="one of the two"):
+        read_case(scene, np.ones((8, 8), bool), reference, MODEL, box=(0, 0, 1, 1))
+    with pytest.raises(InputError, match="context"):
+        read_case(scene, None, reference, MODEL, box=(0, 0, 1, 1), context=-1)

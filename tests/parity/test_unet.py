@@ -1,0 +1,143 @@
+"""The U-Net against diffusers' `UNet2DConditionModel`, every tensor random, float32."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dtc_jax import presets
+from dtc_jax.config import UNetConfig
+from dtc_jax.models.unet import UNet2DConditionModel, feature_channels
+from tests.parity.naming import fill_randomly, relative_l2, torch_to_flax
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+TOLERANCE = 1e-5
+HEIGHT, WIDTH, TOKENS = 8, 16, 5
+
+# SD1.5's structure in small, without one of its equal levels; and another that shares no number with it.
+SD15_LIKE = UNetConfig(
+    in_channels=4,
+    block_out_channels=(8, 16, 24),
+    attention_levels=(True, True, False),
+    num_attention_heads=2,
+    cross_attention_dim=12,
+    norm_num_groups=4,
+)
+OTHER = UNetConfig(
+    in_channels=9,
+    block_out_channels=(12, 6, 18),
+    layers_per_block=1,
+    attention_levels=(False, True, True),
+    num_attention_heads=3,
+    cross_attention_dim=10,
+    norm_num_groups=3,
+)
+
+
+def published(config: UNetConfig) -> torch.nn.Module:
+    """diffusers' module of the same sizes."""
+    with_attention = config.attention_levels
+    return diffusers.UNet2DConditionModel(
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        down_block_types=tuple("CrossAttnDownBlock2D" if has else "DownBlock2D" for has in with_attention),
+        up_block_types=tuple("CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(with_attention)),
+        attention_head_dim=config.num_attention_heads,
+        cross_attention_dim=config.cross_attention_dim,
+        norm_num_groups=config.norm_num_groups,
+    ).eval()
+
+
+def shapes_of(config: UNetConfig) -> dict:
+    """Flax parameters' shapes, without memory."""
+    size = config.downsampling
+    inputs = jnp.zeros((1, size, size, config.in_channels)), jnp.zeros(1), jnp.zeros((1, 1, config.cross_attention_dim))
+    return jax.eval_shape(UNet2DConditionModel(config).init, jax.random.key(0), *inputs)["params"]
+
+
+def nchw(x: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+
+
+def nhwc(x: torch.Tensor) -> np.ndarray:
+    return x.permute(0, 2, 3, 1).numpy()
+
+
+def run_published(
+    module: torch.nn.Module, inputs: np.ndarray, timesteps: np.ndarray, tokens: np.ndarray
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Every skip and the middle, as the module makes them, and the prediction."""
+    features: list[torch.Tensor] = []
+    handles = [module.conv_in.register_forward_hook(lambda _, __, output: features.append(output))]
+    for block in module.down_blocks:
+        handles.append(block.register_forward_hook(lambda _, __, output: features.extend(output[1])))
+    handles.append(module.mid_block.register_forward_hook(lambda _, __, output: features.append(output)))
+    with torch.no_grad():
+        output = module(nchw(inputs), torch.from_numpy(timesteps), torch.from_numpy(tokens)).sample
+    for handle in handles:
+        handle.remove()
+    return [nhwc(feature) for feature in features], nhwc(output)
+
+
+@pytest.mark.parametrize("config", [SD15_LIKE, OTHER], ids=["sd15-like", "other"])
+def test_every_feature_and_the_output(config: UNetConfig) -> None:
+    module = published(config)
+    fill_randomly(module)
+    params = torch_to_flax(module.state_dict(), shapes_of(config))
+    random = np.random.default_rng(0)
+    inputs = random.standard_normal((2, HEIGHT, WIDTH, config.in_channels), dtype=np.float32)
+    tokens = random.standard_normal((2, TOKENS, config.cross_attention_dim), dtype=np.float32)
+    timesteps = np.array([3, 871])
+    expected_features, expected = run_published(module, inputs, timesteps, tokens)
+
+    def run(model: UNet2DConditionModel, inputs: jax.Array, timesteps: jax.Array, tokens: jax.Array) -> tuple:
+        temb = model.embed_time(timesteps)
+        x, skips = model.encode(inputs, temb, tokens)
+        middle = model.middle(x, temb, tokens)
+        return (*skips, middle), model.decode(middle, skips, temb, tokens)
+
+    model = UNet2DConditionModel(config)
+    features, output = jax.jit(lambda params, *args: model.apply({"params": params}, *args, method=run))(
+        params, inputs, timesteps, tokens
+    )
+
+    assert [feature.shape[-1] for feature in features] == list(feature_channels(config))
+    errors = [relative_l2(a, b) for a, b in zip(features, expected_features, strict=True)]
+    assert max(errors) <= TOLERANCE, errors
+    assert relative_l2(output, expected) <= TOLERANCE
+    assert np.std(expected) > 0.1
+
+
+def test_sd15_has_the_published_names_and_shapes() -> None:
+    config = dataclasses.replace(presets.sd15().unet, in_channels=4)
+    shapes = shapes_of(config)
+    with torch.device("meta"):
+        expected = published(config).state_dict()
+    # One zero per tensor, strided to its shape: no memory.
+    torch_to_flax({name: np.broadcast_to(np.float32(0), tensor.shape) for name, tensor in expected.items()}, shapes)
+    leaves = jax.tree.leaves(shapes)
+    assert len(leaves) == 686
+    assert sum(leaf.size for leaf in leaves) == 859_520_964
+
+
+def test_a_wrong_state_dict_is_refused_by_name() -> None:
+    config = OTHER
+    state = dict(published(config).state_dict())
+    state["conv_in.wieght"] = state.pop("conv_in.weight")
+    state["conv_out.bias"] = torch.zeros(3)
+    with pytest.raises(ValueError) as error:
+        torch_to_flax(state, shapes_of(config))
+    message = str(error.value).splitlines()
+    assert [line.split()[:2] for line in message] == [
+        ["missing:", "conv_in/kernel"],
+        ["misshapen:", "conv_out.bias"],
+        ["unexpected:", "conv_in.wieght"],
+    ]

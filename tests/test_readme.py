@@ -1,0 +1,154 @@
+"""Every command, import and link in the README and docs/ exists."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LAUNCHERS = ("srun", "mpirun", "nohup", "time")
+PLAIN = ("git", "cd", "export", "source")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The page's fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[str]:
+    """Single commands of the page's shell blocks and of inline code such as `make demo` or `python train.py tiny`."""
+    found = []
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while "&&" in words:
+                found.append(shlex.join(words[: words.index("&&")]))
+                words = words[words.index("&&") + 1 :]
+            if words:
+                found.append(shlex.join(words))
+    found += re.findall(r"`((?:make|python|dtc-\w+) [^`]+)`", page.read_text())
+    return list(dict.fromkeys(found))
+
+
+COMMANDS = [(page, command) for page in PAGES for command in commands(page)]
+
+
+@functools.cache
+def help_text(program: tuple[str, ...]) -> str:
+    """What a Python program prints for --help."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, *program, "--help"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, f"{program} --help: {result.stdout}{result.stderr}"
+    return result.stdout
+
+
+def check_flags(program: tuple[str, ...], arguments: list[str]) -> None:
+    flags = [word.split("=")[0] for word in arguments if word.startswith("--") and word != "--help"]
+    if not flags:
+        help_text(program)
+    for flag in flags:
+        assert re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", help_text(program)), f"{program} has no {flag}"
+
+
+def check_make(arguments: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for word in arguments:
+        name = word.split("=")[0]
+        pattern = rf"^{re.escape(name)} \?=" if "=" in word else rf"^{re.escape(name)}:"
+        assert re.search(pattern, makefile, flags=re.MULTILINE), f"the Makefile has no {name}"
+
+
+def check_pip(arguments: list[str]) -> None:
+    assert arguments[0] == "install"
+    for extra in re.findall(r"\[([\w,-]+)\]", " ".join(arguments)):
+        assert set(extra.split(",")) <= set(PROJECT["optional-dependencies"]), f"no extra {extra}"
+
+
+def check_python(arguments: list[str]) -> None:
+    if arguments[0] == "-m":
+        module, *rest = arguments[1:]
+        if module.split(".")[0] == "dtc_jax":
+            assert importlib.util.find_spec(module) is not None, f"no module {module}"
+            subcommand = [rest.pop(0)] if rest and not rest[0].startswith("-") else []
+            check_flags(("-m", module, *subcommand), rest)
+        return
+    script, *rest = arguments
+    assert (ROOT / script).is_file(), f"no file {script}"
+    # train.py NAME and the like: the name selects which flags there are.
+    subcommand = [rest.pop(0)] if rest and not rest[0].startswith("-") else []
+    check_flags((script, *subcommand), rest)
+
+
+def check_entry_point(name: str, arguments: list[str]) -> None:
+    module, function = PROJECT["scripts"][name].split(":")
+    check_flags(("-c", f"import sys; from {module} import {function} as main; sys.exit(main())"), arguments)
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda value: getattr(value, "name", value))
+def test_command_exists(page: Path, command: str) -> None:
+    words = shlex.split(command)
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]) or words[0] in LAUNCHERS:
+        words.pop(0)
+    program, *arguments = words
+    if program == "make":
+        check_make(arguments)
+    elif program == "pip":
+        check_pip(arguments)
+    elif program in ("python", "python3"):
+        check_python(arguments)
+    elif program in PROJECT["scripts"]:
+        check_entry_point(program, arguments)
+    else:
+        assert program in PLAIN, f"{page.name}: unknown command {command!r}"
+
+
+def test_readme_names_the_two_commands() -> None:
+    assert {"make demo", "make test"} <= set(commands(ROOT / "README.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_import_what_exists(page: Path) -> None:
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module or "")
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{page.name}: {node.module} has no {alias.name}"
+            elif isinstance(node, ast.Import):
+                for alias in node.names:
+                    importlib.import_module(alias.name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name}: no {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_paths_and_modules_exist(page: Path) -> None:
+    text = page.read_text()
+    for path in re.findall(r"`((?:dtc_jax|tests|configs|scripts|docs)/[\w./-]*)`", text):
+        assert (ROOT / path).exists(), f"{page.name}: no {path}"
+    for name in re.findall(r"`(dtc_jax(?:\.\w+)+)`", text):
+        parts = name.split(".")
+        module = importlib.import_module(".".join(parts[:2]))
+        for depth, part in enumerate(parts[2:], start=3):
+            if not hasattr(module, part):
+                importlib.import_module(".".join(parts[:depth]))
+            module = getattr(module, part)
