@@ -3,7 +3,6 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-OUTPUT ?= output
 # The parity tests need PyTorch, on the CPU. Where the index offers only the CUDA build and that is too big:
 #   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
@@ -36,7 +35,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-demo: $(VENV)/.installed  ## Sample with the shipped model and draw the results into output/
+demo: $(VENV)/.installed  ## Sample with the shipped model and draw the results: output/demo/sheet.png
 	$(BIN)/python -m dtc_jax.demo
 
 test: lint typecheck pytest  ## Lint, check formatting and types, run the fast tests

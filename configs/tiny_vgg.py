@@ -7,9 +7,9 @@ CONFIG = ExperimentConfig(
     name="tiny_vgg",
     stage="vgg",
     model=presets.tiny(),
-    optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=100, weight_decay=1e-4),
+    optimizer=OptimizerConfig(learning_rate=5e-4, schedule="cosine", warmup_steps=100, weight_decay=1e-4),
     ema=EMAConfig(decay=0.99),
     training=TrainingConfig(
-        steps=1500, batch_size=32, trainable="^(vgg|heads)/", compute_dtype="float32", checkpoint_every=500
+        steps=2500, batch_size=32, trainable="^(vgg|heads)/", compute_dtype="float32", checkpoint_every=500
     ),
 )

@@ -81,6 +81,8 @@ class AutoencoderKLConfig:
 
     __pydantic_config__ = _STRICT
 
+    kind: Literal["kl"] = "kl"
+    """Tells the kinds of autoencoder apart in config.json."""
     in_channels: int = 3
     """Channels of the image."""
     latent_channels: int = 4
@@ -107,6 +109,40 @@ class AutoencoderKLConfig:
     def factor(self) -> int:
         """Pixels per latent, along each side."""
         return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchAutoencoderConfig:
+    """Sizes of the tiny model's autoencoder: a linear map of patches, corrected by convolutions at the latents' size.
+
+    At a few hundred thousand parameters it keeps more than an `AutoencoderKL` of the same cost (docs/architecture.md).
+    """
+
+    __pydantic_config__ = _STRICT
+
+    kind: Literal["patch"] = "patch"
+    """Tells the kinds of autoencoder apart in config.json."""
+    in_channels: int = 3
+    """Channels of the image."""
+    latent_channels: int = 8
+    """Channels of the latents."""
+    patch_size: int = 4
+    """Side of a patch in pixels: one latent place."""
+    hidden_channels: int = 64
+    """Width of the convolutions."""
+    num_blocks: int = 2
+    """Residual blocks of two convolutions, in the encoder and in the decoder."""
+    scaling_factor: float = 1.0
+    """Latents are multiplied by this, so that their standard deviation is about one."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, along each side."""
+        return self.patch_size
+
+
+AutoencoderConfig = AutoencoderKLConfig | PatchAutoencoderConfig
+"""Either autoencoder; they share encode, decode and scaling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +243,7 @@ class ModelConfig:
     """Height and width of scene, mask and hint in pixels."""
     unet: UNetConfig = UNetConfig()
     """Main U-Net; the hint encoder is a replica of its encoder and middle block."""
-    vae: AutoencoderKLConfig = AutoencoderKLConfig()
+    vae: AutoencoderConfig = AutoencoderKLConfig()
     """Autoencoder between pixels and latents."""
     reference_encoder: DINOv2Config = DINOv2Config()
     """Encoder of the reference photo into tokens."""
@@ -351,6 +387,8 @@ class TrainingConfig:
     """Type of the networks' arithmetic; parameters, norms, softmax and losses stay in float32."""
     fsdp_devices: int = 1
     """How many devices share each copy of the parameters; the batch is split over all devices in any case."""
+    fsdp_min_size: int = 2**16
+    """Arrays with fewer elements are kept whole on every device: gathering them costs more than they weigh."""
     log_every: int = 50
     """Steps between lines of metrics."""
     checkpoint_every: int = 1000
@@ -361,6 +399,15 @@ class TrainingConfig:
     """Steps between sample grids; 0 for none."""
     sample_count: int = 8
     """Rows of a sample grid."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "fsdp_devices", "log_every", "checkpoint_every", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, f"training.{name} = {getattr(self, name)} must be at least 1")
+        _require(self.sample_every >= 0, f"training.sample_every = {self.sample_every} must be 0 (none) or more")
+        _require(
+            self.sample_count >= 1 or self.sample_every == 0,
+            f"training.sample_count = {self.sample_count} must be at least 1; training.sample_every = 0 draws no grids",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from dtc_jax.config import (
     DINOv2Config,
     HintConfig,
     ModelConfig,
+    PatchAutoencoderConfig,
     UNetConfig,
     VGGConfig,
 )
@@ -31,14 +32,7 @@ def tiny(image_size: int = 64) -> ModelConfig:
             cross_attention_dim=128,
             norm_num_groups=8,
         ),
-        vae=AutoencoderKLConfig(
-            latent_channels=8,
-            block_out_channels=(8, 24, 48),
-            layers_per_block=1,
-            norm_num_groups=4,
-            mid_block_add_attention=False,
-            scaling_factor=1.0,
-        ),
+        vae=PatchAutoencoderConfig(),
         reference_encoder=DINOv2Config(
             image_size=64,
             patch_size=8,

@@ -26,7 +26,7 @@ from typing import Literal
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "tests" / "mutants.toml"
 # What the tests read; environments, caches and runs stay behind.
-COPIED = ("dtc_jax", "configs", "tests", "scripts", "docs", ".ci")
+COPIED = ("dtc_jax", "configs", "tests", "scripts", "docs", "examples", ".ci")
 
 Verdict = Literal["killed", "SURVIVED", "NOT APPLIED", "NO TESTS", "TIMEOUT"]
 
@@ -150,8 +150,8 @@ def check_sound(mutants: list[Mutant], scratch: Path, jobs: int, timeout: float)
     """Runs all named tests on an unchanged copy; the reason if they do not pass, since red would then prove nothing."""
     tree = scratch / "sound"
     copy_tree(tree)
-    files = sorted({test.split("::")[0] for mutant in mutants for test in mutant.tests})
-    result = pytest(tree, ("-n", str(jobs), "--dist", "loadfile", *files), timeout * 4)
+    tests = sorted({test for mutant in mutants for test in mutant.tests})
+    result = pytest(tree, ("-n", str(jobs), "--dist", "loadfile", *tests), timeout * 4)
     return None if result.returncode == 0 else result.stdout[-3000:] + result.stderr[-1000:]
 
 

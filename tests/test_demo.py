@@ -35,6 +35,7 @@ def test_the_examples_are_small_and_hide_their_products(examples: list[Case]) ->
     files = [path for path in demo.EXAMPLES_FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 1_000_000
     assert 12 <= len(examples) <= 16
+    assert {path.name for path in demo.EXAMPLES_FOLDER.iterdir() if path.is_dir()} == {e.id for e in examples}
     assert sum(example.id.endswith("-box") for example in examples) == len(examples) // 2
     for example in examples:
         scene, truth = read_scene(example.scene), read_scene(str(example.truth))
@@ -49,7 +50,7 @@ def test_the_examples_are_what_their_numbers_make(examples: list[Case], tmp_path
     for i, example in enumerate(examples):
         assert np.abs(read_scene(example.reference).astype(int) - cases.reference[i]).mean() < 1
         assert cases.is_box[i] == example.id.endswith("-box")
-    assert [example.seed for example in examples] == choose_examples(len(examples))
+    assert [example.seed for example in examples] == list(choose_examples(len(examples)))
     swapped = Path(shutil.copy(str(examples[0].truth), tmp_path / "truth.png"))
     wrong = Case(id="x", scene=swapped, mask=swapped, reference=swapped, truth=swapped, seed=examples[1].seed)
     with pytest.raises(InputError, match="--regenerate"):
@@ -121,5 +122,11 @@ def test_regenerate_writes_the_committed_examples(examples: list[Case], tmp_path
     assert demo.main(["--regenerate", "--examples", str(tmp_path / "demo")]) == 0
     written = read_manifest(tmp_path / "demo" / "manifest.jsonl")
     assert [example.id for example in written] == [example.id for example in examples]
+    stale = json.loads((tmp_path / "demo" / "manifest.jsonl").read_text().splitlines()[0])
+    (tmp_path / "demo" / stale["id"]).rename(tmp_path / "demo" / "old")
+    renamed = json.dumps(stale).replace(stale["id"], "old")
+    (tmp_path / "demo" / "manifest.jsonl").write_text(renamed + "\n")
+    assert demo.main(["--regenerate", "--examples", str(tmp_path / "demo")]) == 0
+    assert not (tmp_path / "demo" / "old").exists()
     for new, committed in zip(written, examples, strict=True):
         assert np.abs(read_scene(new.scene).astype(int) - read_scene(committed.scene)).mean() < 1

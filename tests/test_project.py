@@ -35,7 +35,9 @@ def test_mutant_applies(mutant: mutants.Mutant) -> None:  # type: ignore[name-de
     if mutant.file.endswith(".py"):
         ast.parse(text)
     for test in mutant.tests:
-        assert (ROOT / test.split("::")[0]).is_file(), f"{test} does not exist"
+        path, _, function = test.partition("::")
+        assert (ROOT / path).is_file(), f"{path} does not exist"
+        assert f"def {function}" in (ROOT / path).read_text(), f"{path} has no {function}"
 
 
 def test_there_are_mutants_for_every_part() -> None:

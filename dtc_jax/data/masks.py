@@ -142,7 +142,7 @@ def box_mask_jax(box: Int[Array, "4"], height: int, width: int) -> Bool[Array, "
     return (y >= box[0]) & (y < box[2]) & (x >= box[1]) & (x < box[3])
 
 
-def resize_mask_nearest(mask: Shaped[Any, "*b h w c"], factor: int) -> Shaped[Any, "*b h//factor w//factor c"]:
+def resize_mask_nearest(mask: Shaped[Any, "*b h w c"], factor: int) -> Shaped[Any, "*b latent_h latent_w c"]:
     """A mask [..., h, w, c] at 1/``factor`` of its size by nearest neighbour, as PyTorch's ``interpolate`` takes it:
     the first pixel of each ``factor`` x ``factor`` block. Works on numpy and JAX arrays.
 

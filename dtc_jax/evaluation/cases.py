@@ -85,10 +85,6 @@ def _case_key(index: UInt32[Array, ""] | int, seed: UInt32[Array, ""] | int) -> 
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _CASE_STREAM), jnp.uint32(index))
 
 
-def _products(ids: UInt32[Array, "n"]) -> Product:
-    return jax.vmap(lambda identifier: sample_product(product_key(identifier)))(ids)
-
-
 def _render(product: Product, scene: Scene, size: int) -> tuple[UInt8[Array, "h w 3"], Float[Array, "h w"]]:
     image, alpha = render_scene(product, scene, size)
     return to_uint8(image), alpha
@@ -105,15 +101,15 @@ def _make_case(
 ) -> Cases:
     key = _case_key(index, seed)
     ids = case_product_ids(index, seed)
-    others = _products(ids[1:])
-    product, scene = case_product(index, seed), case_scene(index, seed)
+    products = jax.vmap(lambda identifier: sample_product(product_key(identifier)))(ids)
+    product: Product = jax.tree.map(lambda leaf: leaf[0], products)
+    scene = case_scene(index, seed)
     variant_keys = jax.random.split(jax.random.fold_in(key, _VARIANT_STREAM), NUM_DISTRACTORS)
     variants = jax.vmap(hard_variant, in_axes=(None, 0))(product, variant_keys)
 
     # Own product, easy and hard distractors through one renderer. A CPU draws them one by one: then it computes no kind
     # of shape or pattern that a product does not have. The last is there to make 64, which divides.
-    own = jax.tree.map(lambda leaf: leaf[None], product)
-    shown = jax.tree.map(lambda *parts: jnp.concatenate(parts), own, others, variants, own)
+    shown = jax.tree.map(lambda a, b, c: jnp.concatenate([a, b, c[None]]), products, variants, product)
     images, alphas = jax.lax.map(lambda one: _render(one, scene, image_size), shown, batch_size=render_batch)
     truth, alpha = images[0], alphas[0]
     mask = scene_mask(alpha, scene)[..., None].astype(jnp.uint8)

@@ -7,19 +7,22 @@ outside the mask, the product's shadow there included, is as in the truth.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int, UInt32
 
 from dtc_jax.data.procedural.scene import MASK_KINDS
 from dtc_jax.data.procedural.silhouettes import NAMES
 from dtc_jax.evaluation.cases import Cases, case_product, case_scene, make_cases
 from dtc_jax.evaluation.fidelity import hide_truth
 from dtc_jax.inference.images import InputError, read_scene, write_image
-from dtc_jax.inference.manifest import Case
+from dtc_jax.inference.manifest import Case, read_manifest
 
 EXAMPLES_SEED = 2047
 """Seed of the committed examples' cases: none of them is among an evaluation's with another seed."""
@@ -29,32 +32,40 @@ _TOLERANCE = 1.0
 """Mean difference, of 255, that another machine's rounding may make between a file and its case made again."""
 
 
-def choose_examples(count: int, seed: int = EXAMPLES_SEED) -> list[int]:
+def choose_examples(count: int, seed: int = EXAMPLES_SEED) -> dict[int, str]:
     """The first cases whose silhouettes all differ, fine masks first and then box masks, half each.
 
     Args:
         count: at most the number of silhouettes.
 
     Returns:
-        Numbers of cases; chosen by product and mask alone, before any model has seen them.
+        Names of silhouettes by number of case; chosen by product and mask alone, before any model has seen them.
 
     Raises:
         ValueError: more examples than silhouettes.
     """
     if not 1 <= count <= len(NAMES):
         raise ValueError(f"there can be 1 to {len(NAMES)} examples, one for each silhouette, not {count}")
+    chosen: dict[str, dict[int, str]] = {"fine": {}, "box": {}}
     wanted = {"fine": count - count // 2, "box": count // 2}
-    chosen: dict[str, list[int]] = {kind: [] for kind in wanted}
-    seen: set[int] = set()
-    pool = np.arange(64 * count, dtype=np.uint32)
-    silhouettes = np.asarray(jax.jit(jax.vmap(lambda i: case_product(i, seed).silhouette))(pool))
-    kinds = np.asarray(jax.jit(jax.vmap(lambda i: case_scene(i, seed).mask_kind))(pool))
-    for index in pool.tolist():
-        kind = MASK_KINDS[kinds[index]]
-        if len(chosen[kind]) < wanted[kind] and silhouettes[index] not in seen:
-            seen.add(silhouettes[index])
-            chosen[kind].append(index)
-    return chosen["fine"] + chosen["box"]
+    seen: set[str] = set()
+    silhouettes, kinds = jax.device_get(_describe_cases(np.uint32(seed)))
+    for index, (silhouette, mask_kind) in enumerate(zip(silhouettes, kinds, strict=True)):
+        name, kind = NAMES[silhouette], MASK_KINDS[mask_kind]
+        if len(chosen[kind]) < wanted[kind] and name not in seen:
+            seen.add(name)
+            chosen[kind][index] = name
+    return {**chosen["fine"], **chosen["box"]}
+
+
+@jax.jit
+def _describe_cases(seed: UInt32[Any, ""]) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
+    """Silhouette and kind of mask of the first cases: plenty to find every silhouette in."""
+
+    def describe(index: UInt32[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""]]:
+        return case_product(index, seed).silhouette, case_scene(index, seed).mask_kind
+
+    return jax.vmap(describe)(jnp.arange(1024, dtype=jnp.uint32))
 
 
 def write_examples(folder: Path, count: int = 16, image_size: int = 64, seed: int = EXAMPLES_SEED) -> Path:
@@ -68,11 +79,10 @@ def write_examples(folder: Path, count: int = 16, image_size: int = 64, seed: in
     Raises:
         InputError: a file that cannot be written.
     """
-    indices = choose_examples(count, seed)
-    cases = make_cases(indices, seed=seed, image_size=image_size, reference_size=image_size)
+    chosen = choose_examples(count, seed)
+    cases = make_cases(list(chosen), seed=seed, image_size=image_size, reference_size=image_size)
     lines: list[str] = []
-    for i, index in enumerate(indices):
-        silhouette = NAMES[int(case_product(index, seed).silhouette)]
+    for i, (index, silhouette) in enumerate(chosen.items()):
         kind = "box" if cases.is_box[i] else "fine"
         name = f"{i:02d}-{silhouette}-{kind}"
         images = {
@@ -90,9 +100,18 @@ def write_examples(folder: Path, count: int = 16, image_size: int = 64, seed: in
             write_image(folder / name / f"{part}.png", image)
             entry[part] = f"{name}/{part}.png"
         lines.append(json.dumps({**entry, "category": silhouette, "split": "held_out", "seed": index}))
+    _remove_stale(folder, {json.loads(line)["id"] for line in lines})
     manifest = folder / MANIFEST_FILE
     manifest.write_text("\n".join(lines) + "\n")
     return manifest
+
+
+def _remove_stale(folder: Path, current: set[str]) -> None:
+    """Remove folders that the old manifest lists and the new one does not."""
+    manifest = folder / MANIFEST_FILE
+    old = {example.id for example in read_manifest(manifest)} if manifest.is_file() else set()
+    for name in old - current:
+        shutil.rmtree(folder / name)
 
 
 def example_cases(examples: Sequence[Case], image_size: int = 64, seed: int = EXAMPLES_SEED) -> Cases:

@@ -17,8 +17,10 @@ class UsageError(ValueError):
     """A command line that cannot be understood; the message is one line."""
 
 
-def parse_arguments(kind: type[Arguments], argv: Sequence[str], program: str) -> Arguments:
-    """Parse a command line into a dataclass.
+def parse_arguments(
+    kind: type[Arguments], argv: Sequence[str], program: str, default: Arguments | None = None
+) -> Arguments:
+    """Parse a command line into a dataclass; flags that are not given are as in `default`, where there is one.
 
     Raises:
         UsageError: what tyro prints as a box, in one line.
@@ -27,6 +29,8 @@ def parse_arguments(kind: type[Arguments], argv: Sequence[str], program: str) ->
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
+            if default is not None:
+                return tyro.cli(kind, args=list(argv), prog=program, default=default)
             return tyro.cli(kind, args=list(argv), prog=program)
     except SystemExit as error:
         if not error.code:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from dtc_jax.config import AutoencoderKLConfig
+from dtc_jax.config import AutoencoderConfig, AutoencoderKLConfig
 from dtc_jax.models.layers import Conv2d, Dense, GroupNorm, attention
 
 _EPSILON = 1e-6
@@ -242,11 +242,11 @@ def sample_posterior(
     return mean + jnp.exp(0.5 * logvar) * noise
 
 
-def scale(latents: Float[Array, "b h w c"], config: AutoencoderKLConfig) -> Float[Array, "b h w c"]:
+def scale(latents: Float[Array, "b h w c"], config: AutoencoderConfig) -> Float[Array, "b h w c"]:
     """The autoencoder's latents as the diffusion model sees them, of standard deviation about one."""
     return latents * config.scaling_factor
 
 
-def unscale(latents: Float[Array, "b h w c"], config: AutoencoderKLConfig) -> Float[Array, "b h w c"]:
+def unscale(latents: Float[Array, "b h w c"], config: AutoencoderConfig) -> Float[Array, "b h w c"]:
     """Inverse of `scale`: what `AutoencoderKL.decode` takes."""
     return latents / config.scaling_factor

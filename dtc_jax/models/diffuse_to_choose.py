@@ -20,13 +20,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num
 
-from dtc_jax.config import ModelConfig
+from dtc_jax.config import ModelConfig, PatchAutoencoderConfig
 from dtc_jax.models import conditioning
 from dtc_jax.models.autoencoder_kl import AutoencoderKL, sample_posterior, scale, unscale
 from dtc_jax.models.dinov2 import Dinov2Model
 from dtc_jax.models.fusion import Feature, Fusion, Modulation, keep_modulations
 from dtc_jax.models.hint import HintAdapter, HintEncoder, replicate_encoder
 from dtc_jax.models.initialize import RULES, initialize
+from dtc_jax.models.patch_autoencoder import PatchAutoencoder
 from dtc_jax.models.unet import UNet2DConditionModel, feature_channels
 from dtc_jax.models.vgg import VGG
 
@@ -76,8 +77,10 @@ class DiffuseToChoose:
         return conditioning.reference_projection(self.config, self.dtype)
 
     @property
-    def vae(self) -> AutoencoderKL:
+    def vae(self) -> AutoencoderKL | PatchAutoencoder:
         """Autoencoder."""
+        if isinstance(self.config.vae, PatchAutoencoderConfig):
+            return PatchAutoencoder(self.config.vae, self.dtype)
         return AutoencoderKL(self.config.vae, self.dtype)
 
     @property

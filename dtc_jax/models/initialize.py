@@ -25,6 +25,8 @@ Rule = tuple[str, Distribution]
 RULES: tuple[Rule, ...] = (
     (r"^fusion/.*/kernel$", "zeros"),
     (r"^vgg/.*/kernel$", "he_normal"),
+    (r"^vae/(encoder|decoder)/correction/kernel$", "zeros"),
+    (r"^vae/logvar$", "zeros"),
     (r"/kernel$", "lecun_normal"),
     (r"/(bias|mask_token)$", "zeros"),
     (r"/(scale|lambda1)$", "ones"),

@@ -1,1 +1,4 @@
-"""Training: objective, step, sharding, checkpoints and the loop. One concern per file; `loop.train` reads from top to bottom."""
+"""Training: objective, step, sharding, checkpoints and the loop.
+
+One concern per file; `loop.train` reads from top to bottom.
+"""

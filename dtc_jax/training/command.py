@@ -16,6 +16,7 @@ import jax
 import tyro
 
 from dtc_jax.config import ConfigError, ExperimentConfig
+from dtc_jax.inference.arguments import UsageError, parse_arguments
 from dtc_jax.weights.model_folder import ModelFolderError
 
 
@@ -24,20 +25,21 @@ class Arguments:
     """What train.py takes beside the name of the experiment."""
 
     run_dir: Path
-    """Run folder: config.json, checkpoints, metrics, sample grids, and the trained model folder. An unfinished run in it
-    is resumed."""
+    """Run folder: config.json, checkpoints, metrics, sample grids, and the trained model folder. An unfinished run in
+    it is resumed."""
     init_from: tuple[Path, ...] = ()
-    """Model or run folders whose networks the run starts from; with none, the experiment's prerequisites are trained."""
+    """Model or run folders whose networks the run starts from; with none, the experiment's prerequisites are trained
+    first."""
     cpu_devices: int | None = None
-    """Virtual devices where training runs on CPUs; by default as many as cores that divide the batch (one thread each is
-    several times as fast as one device with many threads). Without meaning on GPUs and TPUs."""
+    """Virtual devices where training runs on CPUs; by default as many as cores that divide the batch (one thread each
+    is several times as fast as one device with many threads). Without meaning on GPUs and TPUs."""
     coordinator: str | None = None
     """HOST:PORT of process 0, where several processes train together and the cluster does not tell them."""
     num_processes: int | None = None
     """How many processes train together; goes with --coordinator."""
     process_id: int | None = None
     """Which of them this is, from 0; goes with --coordinator."""
-    config: Annotated[ExperimentConfig, tyro.conf.arg(name="")]
+    config: Annotated[ExperimentConfig, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
     """The experiment, field by field."""
 
 
@@ -77,11 +79,11 @@ def main(argv: Sequence[str], config_dir: Path) -> int:
     logging.getLogger("dtc_jax").setLevel(logging.INFO)
     try:
         default = Arguments(run_dir=tyro.MISSING, config=read_config(configs[name])[0])
-        arguments = tyro.cli(Arguments, prog=f"train.py {name}", default=default, args=list(argv[1:]))
+        arguments = parse_arguments(Arguments, argv[1:], f"train.py {name}", default)
         use_cpu_cores(arguments.cpu_devices, arguments.config.training.batch_size)
         connect(arguments)
         run_with_prerequisites(arguments.config, arguments.run_dir, arguments.init_from, configs)
-    except (ConfigError, ModelFolderError, OSError) as error:
+    except (UsageError, ConfigError, ModelFolderError, OSError) as error:
         print(f"train.py: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -91,13 +93,22 @@ def main(argv: Sequence[str], config_dir: Path) -> int:
 
 
 def use_cpu_cores(requested: int | None, batch_size: int) -> None:
-    """Split the CPU into virtual devices, before JAX starts; what the environment says (JAX_NUM_CPU_DEVICES) stands."""
-    if requested is None:
-        if jax.config.jax_num_cpu_devices > 0:
-            return
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        requested = next(count for count in range(cores, 0, -1) if batch_size % count == 0)
-    jax.config.update("jax_num_cpu_devices", requested)
+    """Split the CPU into virtual devices, before JAX starts; what the environment says stands.
+
+    Raises:
+        ConfigError: fewer than one device requested.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if requested is not None:
+        if requested < 1:
+            raise ConfigError(f"--cpu-devices must be at least 1, not {requested}")
+        jax.config.update("jax_num_cpu_devices", requested)
+    elif jax.config.jax_num_cpu_devices < 1:
+        fitting = next(count for count in range(cores, 0, -1) if batch_size % count == 0)
+        jax.config.update("jax_num_cpu_devices", fitting)
+    # The CPU backend's thread pool has as many threads as cores unless NPROC says otherwise. A device that waits in a
+    # collective holds a thread: with no more threads than devices, those that should feed it may never get one.
+    os.environ.setdefault("NPROC", str(max(cores, 4 * jax.config.jax_num_cpu_devices)))
 
 
 def connect(arguments: Arguments) -> None:
@@ -113,7 +124,7 @@ def connect(arguments: Arguments) -> None:
 def run_with_prerequisites(
     config: ExperimentConfig, run_dir: Path, init_from: tuple[Path, ...], configs: dict[str, Path]
 ) -> None:
-    """Train the prerequisites that no folder was given for (each once, in RUN/prerequisites/NAME), then the experiment."""
+    """Train the experiment, after its prerequisites (each once, in RUN/prerequisites/NAME) if no folder was given."""
     from dtc_jax.training.loop import train
 
     folders = list(init_from)

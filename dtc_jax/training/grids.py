@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from dtc_jax.config import ExperimentConfig
 from dtc_jax.data.procedural import sample_batch
@@ -20,15 +20,21 @@ COLUMNS = ("scene", "mask", "reference", "hint", "result", "truth")
 @lru_cache(maxsize=1)
 def held_out_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
     """The first held-out samples of the data set, on the host."""
-    batch = sample_batch(
-        config.data.seed,
-        0,
-        config.training.sample_count,
-        size=config.model.image_size,
-        reference_size=config.model.reference_encoder.image_size,
-        held_out=True,
-    )
-    return jax.device_get({name: batch[name] for name in ("scene", "mask", "reference", "hint")})
+
+    # One compiled function: every operation by itself would compile for minutes.
+    @jax.jit
+    def draw() -> dict[str, Array]:
+        batch = sample_batch(
+            config.data.seed,
+            0,
+            config.training.sample_count,
+            size=config.model.image_size,
+            reference_size=config.model.reference_encoder.image_size,
+            held_out=True,
+        )
+        return {name: batch[name] for name in ("scene", "mask", "reference", "hint")}
+
+    return jax.device_get(draw())
 
 
 def write_sample_grid(config: ExperimentConfig, params: PyTree, path: Path, write: bool = True) -> None:
@@ -45,7 +51,8 @@ def write_sample_grid(config: ExperimentConfig, params: PyTree, path: Path, writ
     images = np.asarray(result.addressable_data(0))
     painted = np.where(mask, np.round(images * 255).astype(np.uint8), truth)
     greyed = np.where(mask, np.uint8(128), truth)
-    rows = list(zip(greyed, mask[..., 0] * np.uint8(255), batch["reference"], batch["hint"], painted, truth, strict=True))
+    columns = (greyed, mask[..., 0] * np.uint8(255), batch["reference"], batch["hint"], painted, truth)
+    rows = list(zip(*columns, strict=True))
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".tmp.png")
     contact_sheet(rows, COLUMNS).save(scratch)

@@ -6,11 +6,15 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from dtc_jax.config import ConfigError, ExperimentConfig
+from dtc_jax.config import ConfigError, ExperimentConfig, PatchAutoencoderConfig
+from dtc_jax.data.procedural import sample_batch
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
+from dtc_jax.models.inputs import normalize_image
+from dtc_jax.models.patch_autoencoder import principal_components
 from dtc_jax.training.classifier import init_heads
 from dtc_jax.weights.model_folder import check_params, load_model_folder, resolve_checkpoint
 
@@ -50,6 +54,9 @@ def initial_params(config: ExperimentConfig, key: Key[Array, ""], init_from: Seq
     fresh = DiffuseToChoose(config.model).init(key)
     if config.stage == "vgg":
         fresh["heads"] = init_heads(config.model, key)
+    if config.stage == "autoencoder" and isinstance(config.model.vae, PatchAutoencoderConfig):
+        for part, layer in patch_components(config).items():
+            fresh["vae"][part].update(layer)
     params = {name: fresh[name] for name in wanted if name in fresh}
     for folder in init_from:
         _, loaded = load_model_folder(resolve_checkpoint(folder), dtype=np.float32)
@@ -61,3 +68,12 @@ def initial_params(config: ExperimentConfig, key: Key[Array, ""], init_from: Seq
             params[name] = loaded[name]
         logger.info("%s: %s", folder, ", ".join(brought))
     return params
+
+
+def patch_components(config: ExperimentConfig, count: int = 256) -> PyTree:
+    """The patch autoencoder's linear maps, from the first training scenes."""
+    batch = jax.jit(
+        lambda: sample_batch(config.data.seed, 0, count, config.model.image_size, config.model.image_size)["scene"]
+    )()
+    assert isinstance(config.model.vae, PatchAutoencoderConfig)
+    return principal_components(np.asarray(normalize_image(batch)), config.model.vae)

@@ -8,33 +8,40 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
-from jaxtyping import Array, Key, PyTree
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, Sharding
+from jaxtyping import PyTree
 
 from dtc_jax.config import ConfigError, ExperimentConfig, config_to_json, load_config
 from dtc_jax.training.checkpoints import Checkpoints, abstract_state
 from dtc_jax.training.grids import write_sample_grid
 from dtc_jax.training.initial import initial_params
-from dtc_jax.training.objective import Batch, make_objective
+from dtc_jax.training.objective import Metrics, make_objective
 from dtc_jax.training.optimizer import make_optimizer
 from dtc_jax.training.params import FlatParams, split_trainable
 from dtc_jax.training.progress import Progress
+from dtc_jax.training.provenance import append_provenance
 from dtc_jax.training.sharding import batch_sharding, make_mesh, replicated, tree_sharding
 from dtc_jax.training.source import make_source
-from dtc_jax.training.step import TrainState, init_state, make_train_step
+from dtc_jax.training.step import TrainState, TrainStep, init_state, make_train_step
 from dtc_jax.weights.model_folder import flatten_params, save_model_folder, unflatten_params
 
 logger = logging.getLogger("dtc_jax.train")
 
 
-def train(config: ExperimentConfig, run_dir: Path, init_from: Sequence[Path] = ()) -> PyTree:
+def train(
+    config: ExperimentConfig,
+    run_dir: Path,
+    init_from: Sequence[Path] = (),
+    devices: Sequence[jax.Device] | None = None,
+) -> PyTree:
     """Train one stage to its last step, resuming from the newest checkpoint in `run_dir`.
 
     Args:
         config: The experiment.
         run_dir: Run folder; created, or resumed where it holds checkpoints.
         init_from: Model or run folders whose networks the parameters start from.
+        devices: Where to train; None takes all devices of all processes.
 
     Returns:
         All parameters with the moving average in place of the trained ones, as a nested dict on the host.
@@ -44,7 +51,7 @@ def train(config: ExperimentConfig, run_dir: Path, init_from: Sequence[Path] = (
     """
     main_process = jax.process_index() == 0
     prepare_run_dir(config, run_dir, write=main_process)
-    mesh = make_mesh(config.training.fsdp_devices)
+    mesh = make_mesh(config.training.fsdp_devices, devices)
     source = make_source(config, mesh)
     key = jax.random.key(config.training.seed)
 
@@ -70,44 +77,58 @@ def train(config: ExperimentConfig, run_dir: Path, init_from: Sequence[Path] = (
         logger.info("resumed from step %d", latest)
 
     start, total = int(state.step), config.training.steps
+    if main_process:
+        append_provenance(run_dir, start)
     progress = Progress(run_dir, total, start, config.training.batch_size, write=main_process)
     noise_key = jax.random.fold_in(key, 1)
-    pending = None
+    pending: tuple[int, Metrics] | None = None
+
+    def report_pending() -> None:
+        if pending is not None:
+            progress.report(pending[0], {name: float(value) for name, value in pending[1].items()})
+
     for step in range(start, total):
         state, metrics = train_step(state, frozen, source(step), noise_key)
         # Numbers of the last line are fetched only after this step has been dispatched: no wait in the loop.
-        if pending is not None:
-            progress.report(pending[0], {name: float(value) for name, value in pending[1].items()})
+        report_pending()
         done = step + 1
         pending = (done, metrics) if done % config.training.log_every == 0 or done == total else None
+        saving = done % config.training.checkpoint_every == 0 or done == total
+        if saving:
+            # The line first: a run that is killed after the checkpoint resumes behind it.
+            report_pending()
+            pending = None
         began = time.perf_counter()
-        if done % config.training.checkpoint_every == 0 or done == total:
+        if saving:
             checkpoints.save(state, config, done)
         if config.stage == "diffusion" and config.training.sample_every and done % config.training.sample_every == 0:
             ema_params = unflatten_params({**frozen, **state.ema})
             write_sample_grid(config, ema_params, run_dir / "samples" / f"{done:08d}.png", write=main_process)
         progress.skip_time(time.perf_counter() - began)
-    if pending is not None:
-        progress.report(pending[0], {name: float(value) for name, value in pending[1].items()})
     checkpoints.close()
 
     final = to_host({**frozen, **state.ema}, mesh)
     if main_process:
         save_model_folder(run_dir / "model", config, final)
         logger.info("finished: %s", run_dir / "model")
+    # The next stage reads this folder on every process.
+    multihost_utils.sync_global_devices("model saved")
     return final
 
 
-def place(config: ExperimentConfig, mesh: Mesh, trainable: FlatParams, frozen: FlatParams):
+def place(
+    config: ExperimentConfig, mesh: Mesh, trainable: FlatParams, frozen: FlatParams
+) -> tuple[TrainStep, TrainState, FlatParams]:
     """Put state and frozen parameters on the mesh and compile-wrap the step; the state is donated."""
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     shapes = jax.eval_shape(lambda: init_state(trainable, optimizer))
-    state_sharding = tree_sharding(mesh, shapes)
+    min_size = config.training.fsdp_min_size
+    state_sharding = tree_sharding(mesh, shapes, min_size)
     # Each process holds the same host arrays and fills its own shards.
     state = jax.jit(lambda values: init_state(values, optimizer), out_shardings=state_sharding)(
         put(trainable, replicated(mesh))
     )
-    frozen_sharding = tree_sharding(mesh, frozen)
+    frozen_sharding = tree_sharding(mesh, frozen, min_size)
     frozen = {path: put(leaf, frozen_sharding[path]) for path, leaf in frozen.items()}
     step = jax.jit(
         make_train_step(config, make_objective(config), optimizer),
@@ -118,7 +139,7 @@ def place(config: ExperimentConfig, mesh: Mesh, trainable: FlatParams, frozen: F
     return step, state, frozen
 
 
-def put(tree: PyTree, sharding) -> PyTree:
+def put(tree: PyTree, sharding: Sharding) -> PyTree:
     """Host arrays onto the mesh, on every process alike."""
     return jax.tree.map(
         lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda index, leaf=leaf: leaf[index]), tree

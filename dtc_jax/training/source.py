@@ -10,6 +10,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree
 
@@ -28,7 +29,9 @@ def make_source(config: ExperimentConfig, mesh: Mesh) -> BatchSource:
     """
     batch_size = config.training.batch_size
     if batch_size % mesh.size:
-        raise ConfigError(f"training.batch_size = {batch_size} must be a multiple of the number of devices, {mesh.size}")
+        raise ConfigError(
+            f"training.batch_size = {batch_size} must be a multiple of the number of devices, {mesh.size}"
+        )
     local_size = batch_size // mesh.size
 
     # The generated world needs no files: every device draws its own rows of the batch.
@@ -46,6 +49,6 @@ def make_source(config: ExperimentConfig, mesh: Mesh) -> BatchSource:
 
     def batch_of(step: int) -> PyTree:
         # The global order is endless but counted in 32 bits: it starts again after four thousand million samples.
-        return generate(jnp.asarray((step * batch_size) % 2**32, jnp.uint32))
+        return generate(np.uint32((step * batch_size) % 2**32))
 
     return batch_of

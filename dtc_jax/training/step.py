@@ -30,6 +30,10 @@ class TrainState(NamedTuple):
     """State of the optimizer."""
 
 
+TrainStep = Callable[[TrainState, FlatParams, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
+"""`(state, frozen, batch, key) -> (state, metrics)`."""
+
+
 def init_state(trainable: FlatParams, optimizer: optax.GradientTransformation) -> TrainState:
     """State before the first step; the average starts as a copy of the parameters."""
     params = {path: jnp.asarray(leaf, jnp.float32) for path, leaf in trainable.items()}
@@ -39,7 +43,7 @@ def init_state(trainable: FlatParams, optimizer: optax.GradientTransformation) -
 
 def make_train_step(
     config: ExperimentConfig, objective: Objective, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, FlatParams, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]:
+) -> TrainStep:
     """The pure step `(state, frozen, batch, key) -> (state, metrics)`; the caller compiles it and donates the state.
 
     Only `state.params` are differentiated; frozen parameters have no gradient, no optimizer state and no average.

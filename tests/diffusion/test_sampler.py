@@ -67,8 +67,8 @@ def test_a_network_that_knows_the_answer_gets_there(prediction_type, solver, spa
     assert relative_error(actual, expected) <= 1e-5
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5])
-def test_the_scan_is_the_loop(eta):
+@pytest.mark.parametrize(("eta", "spacing"), [(0.0, "leading"), (0.5, "linspace")])
+def test_the_scan_is_the_loop(eta, spacing):
     num_inference_steps, guidance_scale, solver = 6, 2.0, DDIM(eta=eta)
     step_inputs = {"gain": jnp.linspace(0.5, 1.5, num_inference_steps)}
 
@@ -76,7 +76,7 @@ def test_the_scan_is_the_loop(eta):
         conditional = step_input["gain"] * jnp.tanh(0.7 * latents + timestep / 1000)
         return conditional, 0.5 * conditional
 
-    timesteps = sampling_timesteps(SCHEDULE, num_inference_steps)
+    timesteps = sampling_timesteps(SCHEDULE, num_inference_steps, spacing)
     latents, expected_trajectory = draw(0), []
     for step, (timestep, previous) in enumerate(zip(timesteps, previous_timesteps(timesteps), strict=True)):
         conditional, unconditional = denoise(latents, int(timestep), {"gain": step_inputs["gain"][step]})
@@ -94,6 +94,7 @@ def test_the_scan_is_the_loop(eta):
         solver,
         "v_prediction",
         num_inference_steps=num_inference_steps,
+        spacing=spacing,
         guidance_scale=guidance_scale,
         step_inputs=step_inputs,
         return_trajectory=True,
@@ -136,20 +137,20 @@ def test_the_program_is_one_scan():
 
     run = functools.partial(sample, denoise, SCHEDULE, DDIM(eta=1.0), "epsilon", num_inference_steps=40)
     program = jax.make_jaxpr(run)(draw(0), KEY)
-    assert [equation.primitive.name for equation in program.eqns].count("scan") == 1
+    (scan,) = [equation for equation in program.eqns if equation.primitive.name == "scan"]
+    assert (scan.params["length"], scan.params["unroll"]) == (40, 1)
     assert "callback" not in str(program)
     assert set(calls) == {(SHAPE, (), jnp.dtype("int32"))} and len(calls) <= 2
 
 
 def test_without_an_unconditional_output_the_scale_is_not_used():
-    def run(denoise, guidance_scale):
-        return sample(
-            denoise, SCHEDULE, DDIM(), "epsilon", draw(0), KEY, num_inference_steps=3, guidance_scale=guidance_scale
-        )
+    def run(denoise, **options):
+        return sample(denoise, SCHEDULE, DDIM(), "epsilon", draw(0), KEY, num_inference_steps=3, **options)
 
-    alone = run(lambda *inputs: (tanh_denoise(*inputs)[0], None), 7.0)
-    np.testing.assert_allclose(alone, run(tanh_denoise, 1.0), atol=1e-5)
-    assert relative_error(alone, run(tanh_denoise, 7.0)) > 0.01
+    alone = run(lambda *inputs: (tanh_denoise(*inputs)[0], None), guidance_scale=7.0)
+    # The default, 1, is the conditional output as well.
+    np.testing.assert_allclose(alone, run(tanh_denoise), atol=1e-5)
+    assert relative_error(alone, run(tanh_denoise, guidance_scale=7.0)) > 0.01
 
 
 def test_rescaling_takes_part_when_asked():

@@ -75,7 +75,7 @@ def test_the_command_measures_writes_and_prints(
     ("arguments", "message"),
     [
         (["--num-products", "0"], "--num-products must be from 1 to"),
-        (["--num-product", "3"], "Unrecognized"),
+        (["--nonsense", "3"], "see python -m dtc_jax.evaluate --help"),
         (["--batch-size", "0"], "--batch-size"),
         (["--seed", "5000"], "--seed must be from 0 to 2047"),
         (["--compare", "somewhere"], "needs NAME=DIR"),

@@ -87,16 +87,23 @@ def run_published(
     return [nhwc(feature) for feature in features], nhwc(output)
 
 
+def shrink_activations(module: torch.nn.Module, factor: float) -> None:
+    """Make what every norm reads small, in place, so that the norms' epsilons count."""
+    feeding = ("conv_in", "conv", "conv1", "conv2", "conv_shortcut", "time_emb_proj", "proj_in", "proj_out")
+    with torch.no_grad():
+        for name, tensor in module.named_parameters():
+            layer = name.rsplit(".", 1)[0]
+            if layer.endswith((".to_out.0", ".net.2")) or layer.split(".")[-1] in feeding:
+                tensor.mul_(factor)
+
+
 @pytest.mark.parametrize("config", [SD15_LIKE, OTHER], ids=["sd15-like", "other"])
 def test_every_feature_and_the_output(config: UNetConfig) -> None:
-    module = published(config)
-    fill_randomly(module)
-    params = torch_to_flax(module.state_dict(), shapes_of(config))
     random = np.random.default_rng(0)
     inputs = random.standard_normal((2, HEIGHT, WIDTH, config.in_channels), dtype=np.float32)
     tokens = random.standard_normal((2, TOKENS, config.cross_attention_dim), dtype=np.float32)
     timesteps = np.array([3, 871])
-    expected_features, expected = run_published(module, inputs, timesteps, tokens)
+    model = UNet2DConditionModel(config)
 
     def run(model: UNet2DConditionModel, inputs: jax.Array, timesteps: jax.Array, tokens: jax.Array) -> tuple:
         temb = model.embed_time(timesteps)
@@ -104,16 +111,19 @@ def test_every_feature_and_the_output(config: UNetConfig) -> None:
         middle = model.middle(x, temb, tokens)
         return (*skips, middle), model.decode(middle, skips, temb, tokens)
 
-    model = UNet2DConditionModel(config)
-    features, output = jax.jit(lambda params, *args: model.apply({"params": params}, *args, method=run))(
-        params, inputs, timesteps, tokens
-    )
-
-    assert [feature.shape[-1] for feature in features] == list(feature_channels(config))
-    errors = [relative_l2(a, b) for a, b in zip(features, expected_features, strict=True)]
-    assert max(errors) <= TOLERANCE, errors
-    assert relative_l2(output, expected) <= TOLERANCE
-    assert np.std(expected) > 0.1
+    apply = jax.jit(lambda params, *args: model.apply({"params": params}, *args, method=run))
+    module = published(config)
+    fill_randomly(module)
+    for _ in range(2):
+        params = torch_to_flax(module.state_dict(), shapes_of(config))
+        expected_features, expected = run_published(module, inputs, timesteps, tokens)
+        features, output = apply(params, inputs, timesteps, tokens)
+        assert [feature.shape[-1] for feature in features] == list(feature_channels(config))
+        errors = [relative_l2(a, b) for a, b in zip(features, expected_features, strict=True)]
+        assert max(errors) <= TOLERANCE, errors
+        assert relative_l2(output, expected) <= TOLERANCE
+        assert np.std(expected) > 0.1
+        shrink_activations(module, 2e-3)
 
 
 def test_sd15_has_the_published_names_and_shapes() -> None:

@@ -15,7 +15,6 @@ from dtc_jax.data.procedural.geometry import (
     smooth_union,
     switch,
     trapezoid,
-    triangle_wave,
 )
 from dtc_jax.data.procedural.patterns import smooth_noise
 from dtc_jax.data.procedural.scene import FLOORS, OBJECTS, ON_WALL, SUPPORTS, WALLS, Scene
@@ -246,7 +245,9 @@ def shadow_strength(scene: Scene) -> Field:
     return 0.75 * (1 - scene.ambient)
 
 
-def draw_background(scene: Scene, x: Field, y: Field, pixel: float) -> tuple[Float[Array, "h w 3"], Float[Array, "h w"]]:
+def draw_background(
+    scene: Scene, x: Field, y: Field, pixel: float
+) -> tuple[Float[Array, "h w 3"], Float[Array, "h w"]]:
     """The scene without the product, as albedo with the objects' own shadows.
 
     Args:

@@ -32,9 +32,7 @@ def any_color(draws: Float[Array, "*shape 4"]) -> Float[Array, "*shape 3"]:
     pastel = from_hsv(hue, 0.15 + 0.25 * a, 0.75 + 0.2 * b)
     saturated = from_hsv(hue, 0.6 + 0.4 * a, 0.35 + 0.6 * b)
     family = family[..., None]
-    color = jnp.where(
-        family < 0.2, grey, jnp.where(family < 0.32, brown, jnp.where(family < 0.56, pastel, saturated))
-    )
+    color = jnp.where(family < 0.2, grey, jnp.where(family < 0.32, brown, jnp.where(family < 0.56, pastel, saturated)))
     return jnp.clip(color, DARKEST, LIGHTEST)
 
 

@@ -14,6 +14,7 @@ from dtc_jax.data.procedural.geometry import Field, bands, coverage, length, mix
 
 PATTERN_PARAMETERS = 6
 
+
 class Weights(NamedTuple):
     """Share of the second colour over the first, and of the third over both, in [0, 1]."""
 
@@ -30,7 +31,7 @@ def smooth_noise(u: Field, v: Field, phases: Field) -> Field:
 
 
 class _Frame(NamedTuple):
-    """What the patterns are made of: parameters, turned coordinates, the same in periods, and a pixel's size in each."""
+    """What the patterns are made of: parameters, turned coordinates, and in periods, a pixel's size in each."""
 
     p: Field
     width: Field

@@ -4,11 +4,12 @@ Its identity is more than one vector of a few hundred numbers holds well: silhou
 of 5 x 5 cells at a place of its own, so that a model has to copy from the reference rather than to recall a class.
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
+from jaxtyping import Array, Bool, Float, Int, Integer, Shaped, UInt32
 
 from dtc_jax.data.procedural import patterns, silhouettes
 from dtc_jax.data.procedural.colors import COLOR_DRAWS, any_color, apart, contrasting
@@ -41,27 +42,36 @@ class Product(NamedTuple):
     """Strength of the highlight, in [0, 0.5]."""
 
 
-def product_key(product_id: UInt32[Array, ""] | int, seed: int = 0) -> Shaped[Array, ""]:
+def product_key(product_id: Integer[Array, ""] | int, seed: int = 0) -> Shaped[Array, ""]:
     """The key that a product is drawn from: a function of its id (uint32) and the world's seed alone."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _PRODUCT_STREAM), jnp.uint32(product_id))
 
 
-def held_out_id(index: UInt32[Array, ""] | int) -> UInt32[Array, ""]:
+def held_out_id(index: Integer[Array, ""] | int) -> UInt32[Array, ""]:
     """The id of the index-th held-out product."""
     return jnp.uint32(index) | jnp.uint32(HELD_OUT_START)
 
 
-def _sample_logo(key: Shaped[Array, ""]) -> Bool[Array, "5 5"]:
+_LOGO_DRAWS = LOGO_CELLS**2 + 1
+_PATTERN_DRAWS = patterns.PATTERN_PARAMETERS + 1
+
+
+def _draw(key: Shaped[Array, ""], *sizes: int) -> list[Float[Array, "_"]]:
+    """Uniform numbers in groups of the given sizes, all from one call, which keeps compilation short."""
+    draws = jax.random.uniform(key, (sum(sizes),))
+    stops = list(itertools.accumulate(sizes))
+    return [draws[stop - size : stop] for size, stop in zip(sizes, stops, strict=True)]
+
+
+def _sample_logo(draws: Float[Array, "26"]) -> Bool[Array, "5 5"]:
     """Between LOGO_MIN and LOGO_MAX of the 25 cells on, any of them."""
-    draws = jax.random.uniform(key, (LOGO_CELLS**2 + 1,))
     count = LOGO_MIN + jnp.floor(draws[-1] * (LOGO_MAX - LOGO_MIN + 1))
     rank = (draws[None, :-1] < draws[:-1, None]).sum(axis=1)
     return (rank < count).reshape(LOGO_CELLS, LOGO_CELLS)
 
 
-def _other_logo(key: Shaped[Array, ""], logo: Bool[Array, "5 5"]) -> Bool[Array, "5 5"]:
+def _other_logo(draws: Float[Array, "26"], logo: Bool[Array, "5 5"]) -> Bool[Array, "5 5"]:
     """As many cells on as before, but 4 to 7 of them moved: a Hamming distance of 8 to 14."""
-    draws = jax.random.uniform(key, (LOGO_CELLS**2 + 1,))
     moved = 4 + jnp.floor(draws[-1] * 4)
     on, draws = logo.reshape(-1), draws[:-1]
     same_side = on[:, None] == on[None, :]
@@ -71,14 +81,14 @@ def _other_logo(key: Shaped[Array, ""], logo: Bool[Array, "5 5"]) -> Bool[Array,
 
 def sample_product(key: Shaped[Array, ""]) -> Product:
     """A product from a key."""
-    shape_key, color_key, logo_key, pattern_key = jax.random.split(key, 4)
-    draws = jax.random.uniform(shape_key, (silhouettes.SHAPE_PARAMETERS + 8,))
-    shape, rest = draws[: silhouettes.SHAPE_PARAMETERS], draws[silhouettes.SHAPE_PARAMETERS :]
+    shape, rest, color_draws, logo_draws, pattern_draws = _draw(
+        key, silhouettes.SHAPE_PARAMETERS, 8, 14 * COLOR_DRAWS, _LOGO_DRAWS, _PATTERN_DRAWS
+    )
     count = len(silhouettes.NAMES)
     # posters get a larger share: the only references that can fill their frame
     kind = jnp.where(rest[0] < 0.06, silhouettes.POSTER, jnp.floor(rest[1] * count).astype(jnp.int32))
 
-    colors = any_color(jax.random.uniform(color_key, (14, COLOR_DRAWS)))
+    colors = any_color(color_draws.reshape(14, COLOR_DRAWS))
     first = colors[0]
     second = apart(colors[1:5], first[None])
     third = apart(colors[5:9], jnp.stack([first, second]))
@@ -89,14 +99,13 @@ def sample_product(key: Shaped[Array, ""]) -> Product:
     place = jnp.stack(
         [room.center_u + room.play_u * (2 * rest[3] - 1), room.center_v + room.play_v * (2 * rest[4] - 1), half_side]
     )
-    pattern_draws = jax.random.uniform(pattern_key, (patterns.PATTERN_PARAMETERS + 1,))
     return Product(
         silhouette=kind,
         shape=shape,
         palette=jnp.stack([first, second, third, ink]),
         pattern=jnp.floor(pattern_draws[-1] * len(patterns.NAMES)).astype(jnp.int32),
         pattern_parameters=pattern_draws[:-1],
-        logo=_sample_logo(logo_key),
+        logo=_sample_logo(logo_draws),
         logo_place=place,
         logo_style=(rest[5] < 0.4).astype(jnp.int32),
         gloss=0.5 * rest[6] ** 2,
@@ -108,12 +117,11 @@ def hard_variant(product: Product, key: Shaped[Array, ""]) -> Product:
 
     The logo differs in at least 8 of its 25 cells. Telling the two apart takes detail, not colour or shape.
     """
-    pattern_key, logo_key = jax.random.split(key)
-    draws = jax.random.uniform(pattern_key, (patterns.PATTERN_PARAMETERS + 1,))
+    draws, logo_draws = _draw(key, _PATTERN_DRAWS, _LOGO_DRAWS)
     count = len(patterns.NAMES)
     shift = 1 + jnp.floor(draws[-1] * (count - 1)).astype(jnp.int32)
     return product._replace(
         pattern=(product.pattern + shift) % count,
         pattern_parameters=draws[:-1],
-        logo=_other_logo(logo_key, product.logo),
+        logo=_other_logo(logo_draws, product.logo),
     )

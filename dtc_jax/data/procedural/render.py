@@ -134,9 +134,7 @@ def render_scene(
     x, y = pixel_grid(size, size)
     u, v, base = _in_scene(product, scene, x, y)
     shadow_u, shadow_v = _shadow_coordinates(scene, u, v, base)
-    both = silhouettes.outline(
-        product.silhouette, product.shape, jnp.stack([u, shadow_u]), jnp.stack([v, shadow_v])
-    )
+    both = silhouettes.outline(product.silhouette, product.shape, jnp.stack([u, shadow_u]), jnp.stack([v, shadow_v]))
     shapes, blockers = (silhouettes.Outline(both.body[i], both.accent[i]) for i in range(2))
 
     contact = coverage(ellipse(u, v - base + 0.02, 0.75, 0.12), 0.22) * (scene.support != SUPPORTS.index("wall"))

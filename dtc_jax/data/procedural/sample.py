@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped, UInt8, UInt32
+from jaxtyping import Array, Float, Integer, Shaped, UInt8, UInt32
 
 from dtc_jax.data.hints import stitch_jax
 from dtc_jax.data.masks import largest_rectangle_jax
@@ -62,11 +62,11 @@ def render_sample(
 
 
 def sample_identity(
-    index: UInt32[Array, ""] | int, seed: int | Shaped[Array, ""] = 0, held_out: bool = False
+    index: Integer[Array, ""] | int, seed: int | Shaped[Array, ""] = 0, held_out: bool = False
 ) -> tuple[UInt32[Array, ""], Shaped[Array, ""], Shaped[Array, ""]]:
     """What sample ``index`` is made of: (product id, scene key, reference pose key).
 
-    Product ids are drawn from the 2**31 of their split. Held-out samples share neither products nor scenes with training.
+    Product ids are drawn from the 2**31 of their split. Held-out samples share no product and no scene with training.
     """
     key = jax.random.key(seed) if isinstance(seed, int) else seed
     key = jax.random.fold_in(jax.random.fold_in(key, int(held_out)), jnp.uint32(index))
@@ -78,7 +78,7 @@ def sample_identity(
 
 def sample_batch(
     seed: int | Shaped[Array, ""],
-    start_index: UInt32[Array, ""] | int,
+    start_index: Integer[Array, ""] | int,
     batch_size: int,
     size: int = 64,
     reference_size: int = 64,

@@ -83,12 +83,11 @@ def sample_turn(draw: Float[Array, ""]) -> Float[Array, ""]:
 
 def sample_scene(key: Shaped[Array, ""]) -> Scene:
     """A scene from a key."""
-    color_key, layout_key, object_key, light_key, pose_key = jax.random.split(key, 5)
-    colors = any_color(jax.random.uniform(color_key, (7 + 2 * OBJECT_COUNT, COLOR_DRAWS)))
-    layout = jax.random.uniform(layout_key, (16,))
-    pose = jax.random.uniform(pose_key, (12,))
-    light = jax.random.uniform(light_key, (12,))
-    props = jax.random.uniform(object_key, (OBJECT_COUNT, 5))
+    # all numbers from one call, which keeps compilation short
+    draws = jax.random.uniform(key, (16 + 12 + 12 + 5 * OBJECT_COUNT + COLOR_DRAWS * (7 + 2 * OBJECT_COUNT),))
+    layout, pose, light, rest = draws[:16], draws[16:28], draws[28:40], draws[40:]
+    props = rest[: 5 * OBJECT_COUNT].reshape(OBJECT_COUNT, 5)
+    colors = any_color(rest[5 * OBJECT_COUNT :].reshape(-1, COLOR_DRAWS))
 
     scale = mix(0.26, 0.345, pose[0])
     center_x = mix(scale + 0.03, 0.97 - scale, mix(0.1, 0.9, pose[1]))

@@ -1,8 +1,8 @@
 """The silhouettes: what a product is, without its colours.
 
 Each kind maps shape parameters in [0, 1] and local coordinates to two signed distances, ``body`` (which carries pattern
-and logo) and ``accent`` (trim, handle, stand: drawn over the body in one plain colour). A product spans about [-1, 1] in
-the larger of its two directions. Most kinds are bulky, so that the largest rectangle inside them is not tiny.
+and logo) and ``accent`` (trim, handle, stand: drawn over the body in one plain colour). A product spans about [-1, 1]
+in the larger of its two directions. Most kinds are bulky, so that the largest rectangle inside them is not tiny.
 """
 
 from typing import NamedTuple

@@ -1,0 +1,93 @@
+"""Parameters before the first step: fresh ones, and what earlier runs and model folders bring."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from dtc_jax import presets
+from dtc_jax.config import ConfigError, ExperimentConfig
+from dtc_jax.training.initial import initial_params
+from dtc_jax.weights.model_folder import ModelFolderError, flatten_params, save_model_folder
+
+CONFIG = ExperimentConfig(name="test", model=presets.test())
+KEY = jax.random.key(3)
+
+
+def _filled(params: dict[str, Any], value: float, *networks: str) -> dict[str, Any]:
+    return {name: jax.tree.map(lambda leaf: np.full_like(leaf, value), params[name]) for name in networks}
+
+
+def _equal(one: Any, other: Any) -> bool:
+    first, second = flatten_params({"x": one}), flatten_params({"x": other})
+    return first.keys() == second.keys() and all(np.array_equal(first[path], second[path]) for path in first)
+
+
+@pytest.fixture(scope="module")
+def fresh() -> dict[str, Any]:
+    return initial_params(CONFIG, KEY)
+
+
+def test_networks_of_each_stage(fresh: dict[str, Any]) -> None:
+    assert set(fresh) == {
+        "unet",
+        "hint_encoder",
+        "hint_adapter",
+        "fusion",
+        "reference_projection",
+        "null_tokens",
+        "vae",
+        "reference_encoder",
+        "vgg",
+    }
+    assert set(initial_params(dataclasses.replace(CONFIG, stage="autoencoder"), KEY)) == {"vae"}
+    vgg = initial_params(dataclasses.replace(CONFIG, stage="vgg"), KEY)
+    assert set(vgg) == {"vgg", "heads"}
+    assert set(vgg["heads"]) == {"silhouette", "pattern", "colors", "wall", "floor", "support", "logo"}
+
+
+def test_the_key_decides(fresh: dict[str, Any]) -> None:
+    assert _equal(initial_params(CONFIG, KEY), fresh)
+    assert not _equal(initial_params(CONFIG, jax.random.key(4))["unet"], fresh["unet"])
+
+
+def test_folders_bring_their_networks_and_later_ones_win(fresh: dict[str, Any], tmp_path: Path) -> None:
+    first = save_model_folder(tmp_path / "first", CONFIG, _filled(fresh, 1, "vae", "vgg"))
+    # A run folder stands for the model in it; float16 on disk comes back as float32.
+    save_model_folder(tmp_path / "run" / "model", CONFIG, _filled(fresh, 2, "vgg", "unet"), dtype="float16")
+    params = initial_params(CONFIG, KEY, [first, tmp_path / "run"])
+    assert _equal(params["vae"], _filled(fresh, 1, "vae")["vae"])
+    assert _equal({name: params[name] for name in ("vgg", "unet")}, _filled(fresh, 2, "vgg", "unet"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+    untouched = set(fresh) - {"vae", "vgg", "unet"}
+    assert _equal({name: params[name] for name in untouched}, {name: fresh[name] for name in untouched})
+
+
+def test_only_what_the_stage_needs_is_taken(fresh: dict[str, Any], tmp_path: Path) -> None:
+    folder = save_model_folder(tmp_path / "model", CONFIG, _filled(fresh, 1, "vae", "unet"))
+    params = initial_params(dataclasses.replace(CONFIG, stage="autoencoder"), KEY, [folder])
+    assert set(params) == {"vae"} and np.all(params["vae"]["encoder"]["conv_in"]["kernel"] == 1)
+
+
+def test_folder_without_anything_needed(fresh: dict[str, Any], tmp_path: Path) -> None:
+    folder = save_model_folder(tmp_path / "model", CONFIG, _filled(fresh, 1, "unet"))
+    with pytest.raises(ConfigError, match="model: holds unet, none of which ae needs"):
+        initial_params(dataclasses.replace(CONFIG, name="ae", stage="autoencoder"), KEY, [folder])
+
+
+def test_network_of_another_size(fresh: dict[str, Any], tmp_path: Path) -> None:
+    params = _filled(fresh, 1, "vae")
+    params["vae"]["encoder"]["conv_in"]["kernel"] = np.zeros((3, 3, 3, 5), np.float32)
+    folder = save_model_folder(tmp_path / "model", CONFIG, params)
+    with pytest.raises(ModelFolderError, match=r"model: .* misshapen \(vae/encoder/conv_in/kernel is \(3, 3, 3, 5\)"):
+        initial_params(CONFIG, KEY, [folder])
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelFolderError, match="nowhere: no such folder"):
+        initial_params(CONFIG, KEY, [tmp_path / "nowhere"])
