@@ -102,10 +102,11 @@ def run(arguments: DemoArguments) -> dict[str, Any]:
         raise InputError(f"output folder {results_folder}: cannot be made ({error.strerror})") from None
     enable_compilation_cache()
     pipeline = Pipeline.load(arguments.checkpoint)
+    truths = [_read_truth(example) for example in examples]
+    cases = example_cases(examples, image_size=truths[0].shape[0])
     started = time.perf_counter()
     prepared, results = _sample(pipeline, examples, arguments.batch_size)
     seconds = time.perf_counter() - started
-    truths = [_read_truth(example) for example in examples]
     for example, result in zip(examples, results, strict=True):
         write_image(results_folder / f"{example.id}.png", result)
     rows = [
@@ -115,8 +116,10 @@ def run(arguments: DemoArguments) -> dict[str, Any]:
     sheet = arguments.output_dir / "sheet.png"
     write_image(sheet, np.asarray(contact_sheet(rows, SHEET_COLUMNS, scale=2, row_labels=[e.id for e in examples])))
 
-    scores, is_box = _score(examples, prepared, results, truths)
-    report = _report(pipeline, examples, scores, is_box, seconds)
+    masks = np.stack([case.mask[..., None] for case in prepared])
+    measured = score_results(np.stack(results), np.stack(truths), masks, cases.easy, cases.hard)
+    scores = Scores(*(np.asarray(values, np.float64) for values in measured))
+    report = _report(pipeline, examples, scores, cases.is_box, seconds)
     write_json(arguments.output_dir / "metrics.json", report)
     _print(report, sheet, results_folder, arguments.output_dir / "metrics.json")
     return report
@@ -143,15 +146,6 @@ def _read_truth(example: Case) -> np.ndarray:
     if example.truth is None:
         raise InputError(f"{example.where}: an example needs a 'truth'")
     return read_scene(example.truth)
-
-
-def _score(
-    examples: Sequence[Case], prepared: Sequence[Prepared], results: Sequence[np.ndarray], truths: Sequence[np.ndarray]
-) -> tuple[Scores, np.ndarray]:
-    cases = example_cases(examples, image_size=truths[0].shape[0])
-    masks = np.stack([case.mask[..., None] for case in prepared])
-    scores = score_results(np.stack(results), np.stack(truths), masks, cases.easy, cases.hard)
-    return Scores(*(np.asarray(values, np.float64) for values in scores)), cases.is_box
 
 
 def _report(

@@ -44,10 +44,11 @@ def trim_bounds(reference: UInt8[np.ndarray, "h w c"]) -> Box:
     reference = np.asarray(reference)
     if reference.ndim != 3 or reference.shape[-1] not in (3, 4):
         raise ValueError(f"a reference must be [height, width, 3 or 4], got shape {reference.shape}")
-    content = (reference[..., :3] < WHITE_TOLERANCE).any(axis=-1)
+    content: np.ndarray = (reference[..., :3] < WHITE_TOLERANCE).any(axis=-1)
     if reference.shape[-1] == 4 and (reference[..., 3] < OPAQUE_TOLERANCE).any():
         content = reference[..., 3] >= OPAQUE_TOLERANCE
-    return bounding_box(content) if content.any() else (0, 0, *content.shape)  # type: ignore[return-value]
+    height, width = content.shape
+    return bounding_box(content) if content.any() else (0, 0, height, width)
 
 
 def trim_bounds_jax(reference: Num[Array, "h w 3"]) -> Int[Array, "4"]:
@@ -135,7 +136,7 @@ def stitch(
     top, left, bottom, right = placement(crop, rectangle, fit)
     piece = Image.fromarray(np.ascontiguousarray(reference[crop[0] : crop[2], crop[1] : crop[3]]))
     canvas = np.zeros((height, width, 3), np.uint8)
-    canvas[top:bottom, left:right] = piece.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+    canvas[top:bottom, left:right] = np.asarray(piece.resize((right - left, bottom - top), Image.Resampling.BILINEAR))
     return canvas
 
 

@@ -89,7 +89,8 @@ def sample_timesteps(
         num_train_timesteps: T.
         stratified: False draws each timestep alone.
     """
-    permutation_key, uniform_key = jax.random.split(as_typed_key(key))
+    # `split(key)[i]` is `fold_in(key, i)`, which is the caller's key for the noise of sample i: keep clear of it.
+    permutation_key, uniform_key = jax.random.split(jax.random.fold_in(as_typed_key(key), np.uint32(2**32 - 1)))
     index = jnp.arange(index, dtype=jnp.uint32) if isinstance(index, int) else jnp.asarray(index)
     keys = per_sample_keys(uniform_key, index)
     if not stratified:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
-from dtc_jax.config import ConfigError, ModelConfig, load_config
+from dtc_jax.config import ConfigError, ModelConfig
 from dtc_jax.inference.arguments import UsageError, parse_arguments
 from dtc_jax.inference.generate import sampler_settings
 from dtc_jax.inference.images import InputError, check_output, read_profile, write_image
@@ -27,7 +27,8 @@ from dtc_jax.inference.pipeline import Pipeline
 from dtc_jax.inference.prepare import Prepared, read_case
 from dtc_jax.inference.runtime import enable_compilation_cache
 from dtc_jax.inference.window import DEFAULT_CONTEXT
-from dtc_jax.weights.model_folder import CONFIG_FILE, ModelFolderError, resolve_checkpoint
+from dtc_jax.weights.model_folder import ModelFolderError
+from dtc_jax.weights.run_folder import checkpoint_config
 
 _REQUIRED = tyro.conf.arg(metavar="FILE", help_behavior_hint="(required without --manifest)")
 _FROM_CHECKPOINT = "(default: the checkpoint's)"
@@ -110,7 +111,7 @@ def run(arguments: SampleArguments) -> None:
         for output in job.outputs:
             check_output(output)
     # What can be wrong with the first case is said before the weights are read.
-    config = load_config(resolve_checkpoint(arguments.checkpoint) / CONFIG_FILE)
+    config = checkpoint_config(arguments.checkpoint)
     choices: dict[str, Any] = {
         "num_inference_steps": arguments.num_inference_steps,
         "guidance_scale": arguments.guidance_scale,

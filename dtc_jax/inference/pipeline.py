@@ -20,7 +20,8 @@ from dtc_jax.inference.images import ImageLike, InputError
 from dtc_jax.inference.prepare import Prepared, read_case
 from dtc_jax.inference.window import DEFAULT_CONTEXT
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
-from dtc_jax.weights.model_folder import check_params, load_model_folder, resolve_checkpoint
+from dtc_jax.weights.model_folder import check_params
+from dtc_jax.weights.run_folder import load_checkpoint
 
 _NOT_SAMPLED = ("vgg",)
 """Networks that training needs and sampling does not."""
@@ -48,17 +49,15 @@ class Pipeline:
         """Load a model folder, a run folder, or (None) the model that comes with the package.
 
         Args:
-            checkpoint: see `resolve_checkpoint`.
+            checkpoint: see `load_checkpoint`.
             dtype: type of the arithmetic; None takes the configuration's on accelerators and float32 on CPUs, which
                 have no fast bfloat16.
 
         Raises:
             ModelFolderError: not a model, or tensors that do not fit its configuration.
         """
-        folder = resolve_checkpoint(checkpoint)
-        names = tuple(sorted(path.stem for path in folder.glob("*.safetensors") if path.stem not in _NOT_SAMPLED))
-        config, params = load_model_folder(folder, dtype=np.float32, networks=names)
-        return cls.from_params(config, params, dtype, where=str(folder))
+        config, params = load_checkpoint(checkpoint, dtype=np.float32)
+        return cls.from_params(config, params, dtype, where=str(checkpoint or "the shipped model"))
 
     @classmethod
     def from_params(

@@ -16,7 +16,8 @@ from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.models.inputs import normalize_image
 from dtc_jax.models.patch_autoencoder import principal_components
 from dtc_jax.training.classifier import init_heads
-from dtc_jax.weights.model_folder import check_params, load_model_folder, resolve_checkpoint
+from dtc_jax.weights.model_folder import check_params
+from dtc_jax.weights.run_folder import load_checkpoint
 
 logger = logging.getLogger("dtc_jax.train")
 
@@ -59,7 +60,7 @@ def initial_params(config: ExperimentConfig, key: Key[Array, ""], init_from: Seq
             fresh["vae"][part].update(layer)
     params = {name: fresh[name] for name in wanted if name in fresh}
     for folder in init_from:
-        _, loaded = load_model_folder(resolve_checkpoint(folder), dtype=np.float32)
+        _, loaded = load_checkpoint(folder, dtype=np.float32)
         brought = [name for name in params if name in loaded]
         if not brought:
             raise ConfigError(f"{folder}: holds {', '.join(loaded)}, none of which {config.name} needs")

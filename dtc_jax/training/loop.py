@@ -69,6 +69,11 @@ def train(
     )
     del trainable, params
 
+    if frozen:
+        whole = to_host(frozen, mesh)
+        if main_process:
+            save_model_folder(run_dir / "frozen", config, whole)
+        del whole
     checkpoints = Checkpoints(run_dir, config.training.keep_checkpoints)
     latest = checkpoints.latest_step()
     if latest is not None:

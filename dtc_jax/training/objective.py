@@ -103,10 +103,8 @@ def diffusion_objective(config: ExperimentConfig) -> Objective:
     return objective
 
 
-def least_noisy(
-    timesteps: Int[Array, " b"], fraction: float, *arrays: Float[Array, "b ..."]
-) -> tuple[Float[Array, "k ..."], ...]:
-    """Of each array, the rows with the smallest timesteps: a `fraction` of the batch, at least one."""
+def least_noisy(timesteps: Int[Array, " b"], fraction: float, *arrays: Array) -> tuple[Array, ...]:
+    """Of each array [b, ...], the rows with the smallest timesteps: a `fraction` of the batch, at least one."""
     count = max(1, round(fraction * timesteps.shape[0]))
     if count == timesteps.shape[0]:
         return arrays

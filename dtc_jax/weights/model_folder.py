@@ -207,7 +207,7 @@ def load_model_folder(
         ModelFolderError: not a model folder, or a file that cannot be read.
     """
     folder = Path(directory)
-    config = _load_config(folder)
+    config = load_config_of(folder)
     files = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
     absent = [name for name in networks or () if name not in files]
     if absent or not files:
@@ -223,7 +223,12 @@ def load_model_folder(
     return config, params if dtype is None else cast_params(params, dtype)
 
 
-def _load_config(folder: Path) -> ExperimentConfig:
+def load_config_of(folder: Path) -> ExperimentConfig:
+    """The configuration in a model or run folder.
+
+    Raises:
+        ModelFolderError: no such folder, or none in it.
+    """
     if not folder.is_dir():
         raise ModelFolderError(f"{folder}: no such folder; a model folder holds {CONFIG_FILE} and *.safetensors files")
     try:

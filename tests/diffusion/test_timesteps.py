@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtc_jax.diffusion import previous_timesteps, sample_timesteps, sampling_timesteps, scaled_linear_schedule
+from dtc_jax.diffusion import (
+    per_sample_keys,
+    previous_timesteps,
+    sample_timesteps,
+    sampling_timesteps,
+    scaled_linear_schedule,
+)
 
 SCHEDULE = scaled_linear_schedule()
 
@@ -70,6 +76,15 @@ def test_an_integer_means_the_first_indices_and_raw_keys_are_keys():
     expected = sample_timesteps(jax.random.key(3), jnp.arange(8, dtype=jnp.uint32), 1000)
     np.testing.assert_array_equal(sample_timesteps(jax.random.key(3), 8, 1000), expected)
     np.testing.assert_array_equal(sample_timesteps(jax.random.PRNGKey(3), 8, 1000), expected)
+
+
+def test_timesteps_share_no_key_with_the_samples_own():
+    """A caller draws noise from `split(fold_in(key, index))`; a timestep drawn from one of those would go with it."""
+    key = jax.random.key(0)
+    timesteps = np.asarray(sample_timesteps(key, 8, 10**6, stratified=False))
+    own_keys = jax.vmap(lambda sample_key: jax.random.split(sample_key, 8))(per_sample_keys(key, 8)).reshape(-1)
+    from_own_keys = jax.vmap(lambda sample_key: jax.random.randint(sample_key, (), 0, 10**6))(own_keys)
+    assert not np.isin(timesteps, np.asarray(from_own_keys)).any()
 
 
 def test_stratified_batches_have_one_sample_in_each_stratum():

@@ -110,8 +110,9 @@ def sample_batch(
         return render_sample(*parts, size, reference_size)
 
     # drawn for all samples first: inside the loop XLA would draw numbers anew for every pixel that needs them
-    product_ids, *parts = jax.vmap(draw)(indices)
+    product_ids, products, scenes, poses = jax.vmap(draw)(indices)
+    parts = (products, scenes, poses)
     if vectorize is None:
         vectorize = jax.default_backend() != "cpu"
-    samples = jax.vmap(render)(tuple(parts)) if vectorize else jax.lax.map(render, tuple(parts))
+    samples = jax.vmap(render)(parts) if vectorize else jax.lax.map(render, parts)
     return {**samples, "index": indices, "product_id": product_ids}
