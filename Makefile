@@ -16,7 +16,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: help demo test test-slow lint format typecheck pytest mutants wheel clean
+.PHONY: help demo test test-slow lint format typecheck mutants wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -38,7 +38,8 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.installed  ## Sample with the shipped model and draw the results: output/demo/sheet.png
 	$(BIN)/python -m dtc_jax.demo
 
-test: lint typecheck pytest  ## Lint, check formatting and types, run the fast tests
+test: lint typecheck  ## Lint, check formatting and types, run the fast tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev  ## Lint, and check the formatting
 	$(BIN)/ruff check .
@@ -50,10 +51,6 @@ format: $(VENV)/.installed-dev  ## Format, and fix what the linter can
 
 typecheck: $(VENV)/.installed-dev  ## Check the types
 	$(BIN)/mypy
-
-# Last, so that its summary ends the output.
-pytest: $(VENV)/.installed-dev | lint typecheck  ## Run the fast tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-dev  ## Run the full-size and long tests too
 	$(BIN)/python -m pytest -m "slow or not slow" --timeout=3600

@@ -1,4 +1,4 @@
-"""The shipped model: Diffuse to Choose at 64 pixels on the generated world, about five million parameters."""
+"""The shipped model: Diffuse to Choose at 64 pixels on the generated world, about nine million parameters."""
 
 from dtc_jax import presets
 from dtc_jax.config import (
@@ -27,7 +27,7 @@ CONFIG = ExperimentConfig(
     optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=200, weight_decay=1e-2),
     ema=EMAConfig(decay=0.999),
     training=TrainingConfig(
-        steps=7000,
+        steps=5000,
         batch_size=32,
         # The reference encoder is small and has no pretrained weights: it learns with the rest.
         trainable="^(unet|hint_encoder|hint_adapter|fusion|reference_projection|null_tokens|reference_encoder)(/|$)",

@@ -146,9 +146,9 @@ def test_named_paths_and_modules_exist(page: Path) -> None:
     for path in re.findall(r"`((?:dtc_jax|tests|configs|scripts|docs)/[\w./-]*)`", text):
         assert (ROOT / path).exists(), f"{page.name}: no {path}"
     for name in re.findall(r"`(dtc_jax(?:\.\w+)+)`", text):
-        parts = name.split(".")
-        module = importlib.import_module(".".join(parts[:2]))
-        for depth, part in enumerate(parts[2:], start=3):
-            if not hasattr(module, part):
-                importlib.import_module(".".join(parts[:depth]))
-            module = getattr(module, part)
+        first, *rest = name.split(".")
+        found = importlib.import_module(first)
+        for depth, part in enumerate(rest, start=1):
+            if not hasattr(found, part):
+                importlib.import_module(".".join([first, *rest[:depth]]))
+            found = getattr(found, part)

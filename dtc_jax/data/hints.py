@@ -44,7 +44,7 @@ def trim_bounds(reference: UInt8[np.ndarray, "h w c"]) -> Box:
     reference = np.asarray(reference)
     if reference.ndim != 3 or reference.shape[-1] not in (3, 4):
         raise ValueError(f"a reference must be [height, width, 3 or 4], got shape {reference.shape}")
-    content: np.ndarray = (reference[..., :3] < WHITE_TOLERANCE).any(axis=-1)
+    content = np.asarray((reference[..., :3] < WHITE_TOLERANCE).any(axis=-1))
     if reference.shape[-1] == 4 and (reference[..., 3] < OPAQUE_TOLERANCE).any():
         content = reference[..., 3] >= OPAQUE_TOLERANCE
     height, width = content.shape

@@ -24,7 +24,11 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.LatestN(keep), enable_async_checkpointing=True
         )
-        self._manager = ocp.CheckpointManager((run_dir / "checkpoints").absolute(), options=options)
+        # Named here so that metadata can be read before anything is restored.
+        handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(
+            (run_dir / "checkpoints").absolute(), options=options, item_handlers=handlers
+        )
 
     def latest_step(self) -> int | None:
         """The newest complete step, or None."""
@@ -46,6 +50,15 @@ class Checkpoints:
             ConfigError: the checkpoint holds other parameters than the configuration describes.
         """
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state._asdict()))
+        # Before Orbax meets them: it would stop in the middle of reading, with pages of warnings.
+        saved = self._manager.item_metadata(step)["state"]["params"]
+        wanted = abstract_state.params
+        for path in sorted(saved.keys() | wanted.keys()):
+            if path not in saved or path not in wanted or tuple(saved[path].shape) != wanted[path].shape:
+                raise ConfigError(
+                    f"{self._manager.directory}/{step}: does not fit this configuration ({path}); "
+                    "use another --run-dir, or --init-from it"
+                )
         try:
             restored = self._manager.restore(step, args=items)
         except (ValueError, KeyError) as error:

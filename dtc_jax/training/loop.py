@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -74,43 +75,47 @@ def train(
         if main_process:
             save_model_folder(run_dir / "frozen", config, whole)
         del whole
-    checkpoints = Checkpoints(run_dir, config.training.keep_checkpoints)
-    latest = checkpoints.latest_step()
-    if latest is not None:
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-        state = checkpoints.restore(abstract_state(state, shardings), latest)
-        logger.info("resumed from step %d", latest)
+    # Closed whatever happens: an interrupted run finishes the checkpoint that it is writing.
+    with closing(Checkpoints(run_dir, config.training.keep_checkpoints)) as checkpoints:
+        latest = checkpoints.latest_step()
+        if latest is not None:
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+            state = checkpoints.restore(abstract_state(state, shardings), latest)
+            logger.info("resumed from step %d", latest)
 
-    start, total = int(state.step), config.training.steps
-    if main_process:
-        append_provenance(run_dir, start)
-    progress = Progress(run_dir, total, start, config.training.batch_size, write=main_process)
-    noise_key = jax.random.fold_in(key, 1)
-    pending: tuple[int, Metrics] | None = None
+        start, total = int(state.step), config.training.steps
+        if main_process:
+            append_provenance(run_dir, start)
+        progress = Progress(run_dir, total, start, config.training.batch_size, write=main_process)
+        noise_key = jax.random.fold_in(key, 1)
+        pending: tuple[int, Metrics] | None = None
 
-    def report_pending() -> None:
-        if pending is not None:
-            progress.report(pending[0], {name: float(value) for name, value in pending[1].items()})
+        def report_pending() -> None:
+            if pending is not None:
+                progress.report(pending[0], {name: float(value) for name, value in pending[1].items()})
 
-    for step in range(start, total):
-        state, metrics = train_step(state, frozen, source(step), noise_key)
-        # Numbers of the last line are fetched only after this step has been dispatched: no wait in the loop.
-        report_pending()
-        done = step + 1
-        pending = (done, metrics) if done % config.training.log_every == 0 or done == total else None
-        saving = done % config.training.checkpoint_every == 0 or done == total
-        if saving:
-            # The line first: a run that is killed after the checkpoint resumes behind it.
+        for step in range(start, total):
+            state, metrics = train_step(state, frozen, source(step), noise_key)
+            # Numbers of the last line are fetched only after this step has been dispatched: no wait in the loop.
             report_pending()
-            pending = None
-        began = time.perf_counter()
-        if saving:
-            checkpoints.save(state, config, done)
-        if config.stage == "diffusion" and config.training.sample_every and done % config.training.sample_every == 0:
-            ema_params = unflatten_params({**frozen, **state.ema})
-            write_sample_grid(config, ema_params, run_dir / "samples" / f"{done:08d}.png", write=main_process)
-        progress.skip_time(time.perf_counter() - began)
-    checkpoints.close()
+            done = step + 1
+            pending = (done, metrics) if done % config.training.log_every == 0 or done == total else None
+            saving = done % config.training.checkpoint_every == 0 or done == total
+            if saving:
+                # The line first: a run that is killed after the checkpoint resumes behind it.
+                report_pending()
+                pending = None
+            began = time.perf_counter()
+            if saving:
+                checkpoints.save(state, config, done)
+            if (
+                config.stage == "diffusion"
+                and config.training.sample_every
+                and done % config.training.sample_every == 0
+            ):
+                ema_params = unflatten_params({**frozen, **state.ema})
+                write_sample_grid(config, ema_params, run_dir / "samples" / f"{done:08d}.png", write=main_process)
+            progress.skip_time(time.perf_counter() - began)
 
     final = to_host({**frozen, **state.ema}, mesh)
     if main_process:

@@ -97,7 +97,9 @@ def test_noise_is_at_chance(cases: Cases) -> None:
 def test_naive_paste_is_a_baseline_to_beat(cases: Cases) -> None:
     scores = _scores(cases.naive_paste, cases)
     for name in ("easy_retrieval", "hard_retrieval"):
-        assert 0.1 < scores[name].mean() < 0.5
+        # On 512 products 0.48 and 0.52: 0.25 with a fine mask, whose inner rectangle is small, 0.72 with a box.
+        assert 0.1 < scores[name].mean() < 0.65
+        assert scores[name][~cases.is_box].mean() < 0.5
     assert scores["ssim"].mean() < 0.5
 
 

@@ -1,0 +1,196 @@
+"""A run that is killed and resumed ends bit-identical to one that was not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from dtc_jax import presets
+from dtc_jax.config import ConfigError, ExperimentConfig, OptimizerConfig, TrainingConfig
+from dtc_jax.training import loop
+from dtc_jax.weights.model_folder import load_model_folder
+from tests.training.runs import finish, read_checkpoint, read_metrics, start
+
+KILL_IN_SAVE = """
+import os, signal, sys
+from pathlib import Path
+
+def kill(event, arguments):
+    # All of the checkpoint is written, but it has not got its name.
+    if event == "os.rename" and str(arguments[1]).endswith("/checkpoints/4"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill)
+from dtc_jax.training.command import main
+main(sys.argv[1:], Path("configs"))
+"""
+
+KILL_AFTER_SAVE = """
+import os, signal, sys, time
+from pathlib import Path
+from dtc_jax.training.command import main
+from dtc_jax.training.progress import Progress
+
+checkpoint = Path(sys.argv[3]) / "checkpoints" / "4"
+report = Progress.report
+
+def report_or_kill(self, step, metrics):
+    report(self, step, metrics)
+    if step == 5:
+        while not checkpoint.is_dir():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Progress.report = report_or_kill
+main(sys.argv[1:], Path("configs"))
+"""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    finish(start(run_dir, "--cpu-devices", "1"))
+    return run_dir
+
+
+def test_what_a_run_leaves(uninterrupted: Path) -> None:
+    assert {path.name for path in (uninterrupted / "checkpoints").iterdir()} == {"4", "6"}
+    metrics = read_metrics(uninterrupted)
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "diffusion", "perceptual", "grad_norm"} <= metrics[0].keys()
+    assert np.isfinite([line["loss"] for line in metrics]).all()
+    with Image.open(uninterrupted / "samples" / "00000006.png") as grid:
+        assert np.asarray(grid).std() > 10
+    # The model is the moving average of what was trained, and what was frozen as it was.
+    config, params = load_model_folder(uninterrupted / "model")
+    assert config.name == "test"
+    checkpoint = read_checkpoint(uninterrupted, 6)
+    np.testing.assert_array_equal(params["unet"]["conv_in"]["kernel"], checkpoint["['ema']['unet/conv_in/kernel']"])
+    assert {"vae", "vgg", "reference_encoder"} <= params.keys()
+    assert not any("vae/" in path for path in checkpoint)
+
+
+@pytest.mark.timeout(900)
+def test_killed_twice(uninterrupted: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "killed"
+    first = start(run_dir, "--cpu-devices", "1", code=KILL_IN_SAVE)
+    _, log = first.communicate(timeout=600)
+    assert first.returncode == -signal.SIGKILL, log
+    found = {path.name for path in (run_dir / "checkpoints").iterdir()}
+    assert "2" in found and "4" not in found and any("tmp" in name for name in found), found
+
+    second = start(run_dir, "--cpu-devices", "1", code=KILL_AFTER_SAVE)
+    _, log = second.communicate(timeout=600)
+    assert second.returncode == -signal.SIGKILL, log
+    assert "resumed from step 2" in log
+    assert not (run_dir / "checkpoints" / "6").exists()
+
+    (log,) = finish(start(run_dir, "--cpu-devices", "1"))
+    assert "resumed from step 4" in log
+    expected, found_arrays = read_checkpoint(uninterrupted, 6), read_checkpoint(run_dir, 6)
+    assert any("mu" in path for path in expected) and any("ema" in path for path in expected)
+    assert expected.keys() == found_arrays.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(found_arrays[path], leaf, err_msg=path)
+    assert read_metrics(run_dir) == read_metrics(uninterrupted)
+    for file in (uninterrupted / "model").iterdir():
+        assert (run_dir / "model" / file.name).read_bytes() == file.read_bytes(), file.name
+    assert (run_dir / "samples" / "00000006.png").read_bytes() == (
+        uninterrupted / "samples" / "00000006.png"
+    ).read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------- in this process
+
+CONFIG = ExperimentConfig(
+    name="small",
+    stage="autoencoder",
+    model=presets.test(),
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    training=TrainingConfig(
+        steps=5, batch_size=2, trainable="^vae/", compute_dtype="float32", log_every=2, checkpoint_every=2
+    ),
+)
+
+
+class Interrupted(Exception):
+    """Stands in for whatever ends a process."""
+
+
+class Source:
+    """Stands in for the generated world: remembers which steps were asked for, and ends the run at one of them."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.stop_at: int | None = None
+
+    def __call__(self, config: ExperimentConfig, mesh: jax.sharding.Mesh) -> Any:
+        return self.batch_of
+
+    def batch_of(self, step: int) -> dict[str, np.ndarray]:
+        if step == self.stop_at:
+            raise Interrupted
+        self.asked.append(step)
+        random = np.random.default_rng(step)
+        return {
+            "scene": random.integers(0, 256, (2, 16, 16, 3), np.uint8),
+            "mask": random.integers(0, 2, (2, 16, 16, 1), np.uint8),
+            "index": np.arange(2 * step, 2 * step + 2, dtype=np.uint32),
+        }
+
+
+@pytest.fixture
+def source(monkeypatch: pytest.MonkeyPatch) -> Source:
+    source = Source()
+    monkeypatch.setattr(loop, "make_source", source)
+    return source
+
+
+def _train(config: ExperimentConfig, run_dir: Path) -> dict[str, Any]:
+    return loop.train(config, run_dir, devices=jax.devices()[:1])
+
+
+def _same(one: Any, other: Any) -> bool:
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+
+
+def test_resumed_in_this_process(source: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "dtc_jax.train")
+    expected = _train(CONFIG, tmp_path / "whole")
+    assert source.asked == [0, 1, 2, 3, 4]
+
+    source.asked, source.stop_at = [], 3
+    with pytest.raises(Interrupted):
+        _train(CONFIG, tmp_path / "parts")
+    assert source.asked == [0, 1, 2]
+    source.asked, source.stop_at = [], None
+    result = _train(CONFIG, tmp_path / "parts")
+    assert source.asked == [2, 3, 4]
+    assert "resumed from step 2" in caplog.messages
+    assert _same(result, expected)
+    assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
+    assert [line["step"] for line in read_metrics(tmp_path / "whole")] == [2, 4, 5]
+
+    # A finished run has nothing to do but to say what it trained.
+    source.asked = []
+    assert _same(_train(CONFIG, tmp_path / "whole"), expected) and source.asked == []
+
+    # More steps go on from the end; the folder then tells the new length.
+    longer = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, steps=6))
+    assert not _same(_train(longer, tmp_path / "whole"), expected)
+    assert source.asked == [5]
+    assert json.loads((tmp_path / "whole" / "config.json").read_text())["training"]["steps"] == 6
+
+    # What another configuration trains does not fit.
+    other = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, trainable="^vae/encoder"))
+    with pytest.raises(ConfigError, match="does not fit this configuration"):
+        _train(other, tmp_path / "whole")
