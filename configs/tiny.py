@@ -27,7 +27,7 @@ CONFIG = ExperimentConfig(
     optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=200, weight_decay=1e-2),
     ema=EMAConfig(decay=0.999),
     training=TrainingConfig(
-        steps=5000,
+        steps=4500,
         batch_size=32,
         # The reference encoder is small and has no pretrained weights: it learns with the rest.
         trainable="^(unet|hint_encoder|hint_adapter|fusion|reference_projection|null_tokens|reference_encoder)(/|$)",

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, Sharding
 from jaxtyping import PyTree
@@ -25,7 +26,13 @@ from dtc_jax.training.provenance import append_provenance
 from dtc_jax.training.sharding import batch_sharding, make_mesh, replicated, tree_sharding
 from dtc_jax.training.source import make_source
 from dtc_jax.training.step import TrainState, TrainStep, init_state, make_train_step
-from dtc_jax.weights.model_folder import flatten_params, save_model_folder, unflatten_params
+from dtc_jax.weights.model_folder import (
+    flatten_params,
+    is_model_folder,
+    load_model_folder,
+    save_model_folder,
+    unflatten_params,
+)
 
 logger = logging.getLogger("dtc_jax.train")
 
@@ -58,6 +65,10 @@ def train(
 
     params = flatten_params(initial_params(config, jax.random.fold_in(key, 0), init_from))
     trainable, frozen = split_trainable(params, config.training.trainable)
+    checkpoints = Checkpoints(run_dir, config.training.keep_checkpoints)
+    latest = checkpoints.latest_step()
+    if latest is not None:
+        frozen = stored_frozen(run_dir, frozen)
     train_step, state, frozen = place(config, mesh, trainable, frozen)
     logger.info(
         "%s: %s trainable and %s frozen parameters on %d %s device(s), mesh %s",
@@ -70,14 +81,13 @@ def train(
     )
     del trainable, params
 
-    if frozen:
+    if frozen and latest is None:
         whole = to_host(frozen, mesh)
         if main_process:
             save_model_folder(run_dir / "frozen", config, whole)
         del whole
     # Closed whatever happens: an interrupted run finishes the checkpoint that it is writing.
-    with closing(Checkpoints(run_dir, config.training.keep_checkpoints)) as checkpoints:
-        latest = checkpoints.latest_step()
+    with closing(checkpoints):
         if latest is not None:
             shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
             state = checkpoints.restore(abstract_state(state, shardings), latest)
@@ -160,6 +170,14 @@ def to_host(flat: FlatParams, mesh: Mesh) -> PyTree:
     """Gather a flat dict onto every process's host as a nested dict."""
     gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
     return unflatten_params(jax.tree.map(lambda leaf: jax.device_get(leaf.addressable_data(0)), gather(flat)))
+
+
+def stored_frozen(run_dir: Path, frozen: FlatParams) -> FlatParams:
+    """The frozen parameters that the run began with: resuming must not depend on --init-from being given again."""
+    if not frozen or not is_model_folder(run_dir / "frozen"):
+        return frozen
+    stored = flatten_params(load_model_folder(run_dir / "frozen", dtype=np.float32)[1])
+    return {path: stored.get(path, leaf) for path, leaf in frozen.items()}
 
 
 def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from PIL import Image
 from dtc_jax import presets
 from dtc_jax.config import ConfigError, ExperimentConfig, OptimizerConfig, TrainingConfig
 from dtc_jax.training import loop
-from dtc_jax.weights.model_folder import load_model_folder
+from dtc_jax.training.initial import initial_params
+from dtc_jax.weights.model_folder import load_model_folder, save_model_folder
 from tests.training.runs import finish, read_checkpoint, read_metrics, start
 
 KILL_IN_SAVE = """
@@ -117,7 +119,7 @@ CONFIG = ExperimentConfig(
     model=presets.test(),
     optimizer=OptimizerConfig(learning_rate=1e-3),
     training=TrainingConfig(
-        steps=5, batch_size=2, trainable="^vae/", compute_dtype="float32", log_every=2, checkpoint_every=2
+        steps=5, batch_size=2, trainable="^vae/decoder", compute_dtype="float32", log_every=2, checkpoint_every=2
     ),
 )
 
@@ -155,8 +157,8 @@ def source(monkeypatch: pytest.MonkeyPatch) -> Source:
     return source
 
 
-def _train(config: ExperimentConfig, run_dir: Path) -> dict[str, Any]:
-    return loop.train(config, run_dir, devices=jax.devices()[:1])
+def _train(config: ExperimentConfig, run_dir: Path, *init_from: Path) -> dict[str, Any]:
+    return loop.train(config, run_dir, init_from, devices=jax.devices()[:1])
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -165,12 +167,15 @@ def _same(one: Any, other: Any) -> bool:
 
 def test_resumed_in_this_process(source: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dtc_jax.train")
-    expected = _train(CONFIG, tmp_path / "whole")
+    # The frozen encoder comes from a folder that is gone when the run is resumed.
+    earlier = save_model_folder(tmp_path / "earlier", CONFIG, initial_params(CONFIG, jax.random.key(7)))
+    expected = _train(CONFIG, tmp_path / "whole", earlier)
     assert source.asked == [0, 1, 2, 3, 4]
 
     source.asked, source.stop_at = [], 3
     with pytest.raises(Interrupted):
-        _train(CONFIG, tmp_path / "parts")
+        _train(CONFIG, tmp_path / "parts", earlier)
+    shutil.rmtree(earlier)
     assert source.asked == [0, 1, 2]
     source.asked, source.stop_at = [], None
     result = _train(CONFIG, tmp_path / "parts")

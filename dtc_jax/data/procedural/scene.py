@@ -61,7 +61,7 @@ class Scene(NamedTuple):
     scale: Float[Array, ""]
     """Half of the product's larger side."""
     narrowing: Float[Array, ""]
-    """Width of the product as seen over its true width, 0.71 to 1: it is turned a little about its upright axis."""
+    """Width of the product as seen over its true width, 0.6 to 0.9: it is turned a little about its upright axis."""
     turn: Float[Array, ""]
     """Radians, at most 12 degrees either way."""
     mask_kind: Int[Array, ""]
@@ -89,7 +89,7 @@ def sample_scene(key: Shaped[Array, ""]) -> Scene:
     props = rest[: 5 * OBJECT_COUNT].reshape(OBJECT_COUNT, 5)
     colors = any_color(rest[5 * OBJECT_COUNT :].reshape(-1, COLOR_DRAWS))
 
-    scale = mix(0.26, 0.345, pose[0])
+    scale = mix(0.29, 0.36, pose[0])
     center_x = mix(scale + 0.03, 0.97 - scale, mix(0.1, 0.9, pose[1]))
     support = jnp.where(pose[2] < 0.4, 0, jnp.where(pose[2] < 0.7, 1, 2)).astype(jnp.int32)
     standing_base = mix(jnp.maximum(2 * scale + 0.05, 0.72), 0.94, pose[3])
@@ -146,7 +146,7 @@ def sample_scene(key: Shaped[Array, ""]) -> Scene:
         center_x=center_x,
         base_y=base_y,
         scale=scale,
-        narrowing=mix(0.71, 1.0, pose[11]),
+        narrowing=mix(0.6, 0.9, pose[11]),
         turn=sample_turn(pose[4]),
         mask_kind=(pose[5] < 0.5).astype(jnp.int32),
         mask_margins=jnp.concatenate([jnp.floor(4 * pose[6:7]), jnp.floor(3 * pose[7:11])]),
