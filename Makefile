@@ -35,7 +35,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-demo: $(VENV)/.installed  ## Sample with the shipped model and draw the results: output/demo/sheet.png
+demo: $(VENV)/.installed  ## Sample with the shipped model and draw output/demo/sheet.png
 	$(BIN)/python -m dtc_jax.demo
 
 test: lint typecheck  ## Lint, check formatting and types, run the fast tests

@@ -61,7 +61,7 @@ class Scene(NamedTuple):
     scale: Float[Array, ""]
     """Half of the product's larger side."""
     narrowing: Float[Array, ""]
-    """Width of the product as seen over its true width, 0.6 to 0.9: it is turned a little about its upright axis."""
+    """Width of the product as seen over its true width, 0.58 to 0.85: it is turned a little about its upright axis."""
     turn: Float[Array, ""]
     """Radians, at most 12 degrees either way."""
     mask_kind: Int[Array, ""]
@@ -121,7 +121,7 @@ def sample_scene(key: Shaped[Array, ""]) -> Scene:
     warmth = 2 * light[3] - 1
     warm, cool = jnp.array([1.15, 0.88, 0.55]), jnp.array([0.68, 0.92, 1.18])
     tint = jnp.where(warmth > 0, mix(1.0, warm, warmth), mix(1.0, cool, -warmth))
-    dark_part = jnp.where(light[5] < 0.55, mix(0.35, 0.6, light[6]), 0.0)
+    dark_part = jnp.where(light[5] < 0.45, mix(0.3, 0.5, light[6]), 0.0)
     return Scene(
         wall=wall,
         wall_colors=jnp.where(outdoor, sky, wall_colors),
@@ -137,8 +137,8 @@ def sample_scene(key: Shaped[Array, ""]) -> Scene:
         object_places=jnp.stack([object_x, object_y, half_width, half_height], axis=-1),
         object_colors=mix(colors[7:].reshape(OBJECT_COUNT, 2, 3), 0.6, 0.2),
         light_direction=elevation / jnp.sqrt((elevation**2).sum()),
-        light_color=tint * mix(0.58, 1.25, light[4]),
-        ambient=mix(0.2, 0.5, light[7]),
+        light_color=tint * mix(0.7, 1.25, light[4]),
+        ambient=mix(0.3, 0.55, light[7]),
         falloff=mix(0.1, 0.55, light[8]),
         shade_edge=jnp.stack(
             [2 * jnp.pi * light[9], mix(-0.14, 0.14, light[10]), mix(0.06, 0.25, light[11]), dark_part]
@@ -146,7 +146,7 @@ def sample_scene(key: Shaped[Array, ""]) -> Scene:
         center_x=center_x,
         base_y=base_y,
         scale=scale,
-        narrowing=mix(0.6, 0.9, pose[11]),
+        narrowing=mix(0.58, 0.85, pose[11]),
         turn=sample_turn(pose[4]),
         mask_kind=(pose[5] < 0.5).astype(jnp.int32),
         mask_margins=jnp.concatenate([jnp.floor(4 * pose[6:7]), jnp.floor(3 * pose[7:11])]),
