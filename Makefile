@@ -3,8 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# The parity tests need PyTorch, on the CPU. Where the index offers only the CUDA build and that is too big:
-#   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# The parity tests need PyTorch, on the CPU: any build will do. TORCH is what pip is asked for, options included.
 TORCH ?= torch==2.13.0
 # Two processes suit two cores; the tests of one file stay together, because they share compiled functions.
 PYTEST_ARGS ?= -n 2 --dist loadfile

@@ -14,56 +14,10 @@ from jaxtyping import Array, Float, Key
 
 from dtc_jax.config import AutoencoderConfig, AutoencoderKLConfig
 from dtc_jax.models.layers import Conv2d, Dense, GroupNorm, attention
+from dtc_jax.models.resnet import Downsample, ResnetBlock, Upsample
 
 _EPSILON = 1e-6
 _LOGVAR_RANGE = (-30.0, 20.0)
-
-
-class _ResnetBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, and a residual connection (1x1 convolution where the channels change)."""
-
-    features: int
-    num_groups: int
-    epsilon: float = 1e-5
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
-        y = nn.silu(GroupNorm(self.num_groups, self.epsilon, dtype=self.dtype, name="norm1")(x))
-        y = Conv2d(self.features, dtype=self.dtype, name="conv1")(y)
-        y = nn.silu(GroupNorm(self.num_groups, self.epsilon, dtype=self.dtype, name="norm2")(y))
-        y = Conv2d(self.features, dtype=self.dtype, name="conv2")(y)
-        if x.shape[-1] != self.features:
-            x = Conv2d(self.features, kernel_size=1, padding=0, dtype=self.dtype, name="conv_shortcut")(x)
-        return x + y
-
-
-class _Downsample(nn.Module):
-    """Half the height and width; zeros are added at the right and the bottom only, as the published weights want."""
-
-    features: int
-    dtype: DTypeLike
-
-    def setup(self) -> None:
-        self.conv = Conv2d(self.features, stride=2, padding=((0, 1), (0, 1)), dtype=self.dtype)
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        return self.conv(x)
-
-
-class _Upsample(nn.Module):
-    """Twice the height and width: every pixel repeated, then a convolution."""
-
-    features: int
-    dtype: DTypeLike
-
-    def setup(self) -> None:
-        self.conv = Conv2d(self.features, dtype=self.dtype)
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        batch, height, width, channels = x.shape
-        x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-        return self.conv(x.reshape(batch, 2 * height, 2 * width, channels))
 
 
 class _Attention(nn.Module):
@@ -95,7 +49,7 @@ class _MidBlock(nn.Module):
 
     def setup(self) -> None:
         channels, groups = self.config.block_out_channels[-1], self.config.norm_num_groups
-        self.resnets = [_ResnetBlock(channels, groups, epsilon=_EPSILON, dtype=self.dtype) for _ in range(2)]
+        self.resnets = [ResnetBlock(channels, groups, self.dtype, _EPSILON) for _ in range(2)]
         self.attentions = [_Attention(channels, groups, self.dtype)] if self.config.mid_block_add_attention else []
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -117,11 +71,11 @@ class _Level(nn.Module):
 
     def setup(self) -> None:
         self.resnets = [
-            _ResnetBlock(self.channels, self.num_groups, epsilon=_EPSILON, dtype=self.dtype)
-            for _ in range(self.num_layers)
+            ResnetBlock(self.channels, self.num_groups, self.dtype, _EPSILON) for _ in range(self.num_layers)
         ]
-        self.downsamplers = [_Downsample(self.channels, self.dtype)] if self.downsample else []
-        self.upsamplers = [_Upsample(self.channels, self.dtype)] if self.upsample else []
+        # Zeros at the bottom and the right only, as the published weights want.
+        self.downsamplers = [Downsample(self.channels, self.dtype, padding=((0, 1), (0, 1)))] if self.downsample else []
+        self.upsamplers = [Upsample(self.channels, self.dtype)] if self.upsample else []
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         for layer in (*self.resnets, *self.downsamplers, *self.upsamplers):

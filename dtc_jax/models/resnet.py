@@ -1,4 +1,7 @@
-"""Convolutional blocks of the U-Net: ResNet block with time embedding, down- and upsampling (Rombach et al., 2022)."""
+"""Convolutional blocks that the U-Net and its autoencoder share: ResNet block, down- and upsampling.
+
+Rombach et al., 2022 (arXiv:2112.10752), with diffusers' parameter names.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +14,33 @@ from dtc_jax.models.layers import Conv2d, Dense, GroupNorm
 
 
 class ResnetBlock(nn.Module):
-    """GroupNorm, SiLU, 3x3 convolution, twice; the time embedding is added in between; residual.
+    """GroupNorm, SiLU, 3x3 convolution, twice; the time embedding, if there is one, is added in between; residual.
 
-    diffusers' `ResnetBlock2D` with its names: norm1, conv1, time_emb_proj, norm2, conv2 and, where the number of
-    channels changes, conv_shortcut.
+    diffusers' `ResnetBlock2D` with its names: norm1, conv1, time_emb_proj (with a time embedding), norm2, conv2 and,
+    where the number of channels changes, conv_shortcut.
 
     Attributes:
         features: Output channels.
         num_groups: Groups of both norms.
         dtype: Type of the arithmetic.
+        epsilon: Of both norms; the published U-Nets have 1e-5, the autoencoders 1e-6.
     """
 
     features: int
     num_groups: int
     dtype: DTypeLike = jnp.float32
+    epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], temb: Float[Array, "b t"]) -> Float[Array, "b h w d"]:
-        """Return the block's output; `temb` is the output of the time embedding."""
+    def __call__(self, x: Float[Array, "b h w c"], temb: Float[Array, "b t"] | None = None) -> Float[Array, "b h w d"]:
+        """Return the block's output; `temb` is the output of the time embedding (None: the block has no such input)."""
         residual = x
-        x = nn.silu(GroupNorm(self.num_groups, 1e-5, self.dtype, name="norm1")(x))
+        x = nn.silu(GroupNorm(self.num_groups, self.epsilon, self.dtype, name="norm1")(x))
         x = Conv2d(self.features, dtype=self.dtype, name="conv1")(x)
-        shift = Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))
-        x = x + shift[:, None, None, :]
-        x = nn.silu(GroupNorm(self.num_groups, 1e-5, self.dtype, name="norm2")(x))
+        if temb is not None:
+            shift = Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))
+            x = x + shift[:, None, None, :]
+        x = nn.silu(GroupNorm(self.num_groups, self.epsilon, self.dtype, name="norm2")(x))
         x = Conv2d(self.features, dtype=self.dtype, name="conv2")(x)
         if residual.shape[-1] != self.features:
             shortcut = Conv2d(self.features, kernel_size=1, padding=0, dtype=self.dtype, name="conv_shortcut")
@@ -43,13 +49,20 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the height and width by a 3x3 convolution of stride 2 with one zero on every side."""
+    """Half the height and width by a 3x3 convolution of stride 2.
+
+    Attributes:
+        features: Output channels.
+        dtype: Type of the arithmetic.
+        padding: Zeros on every side, or ((top, bottom), (left, right)).
+    """
 
     features: int
     dtype: DTypeLike = jnp.float32
+    padding: int | tuple[tuple[int, int], tuple[int, int]] = 1
 
     def setup(self) -> None:
-        self.conv = Conv2d(self.features, stride=2, dtype=self.dtype)
+        self.conv = Conv2d(self.features, stride=2, padding=self.padding, dtype=self.dtype)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         return self.conv(x)

@@ -103,12 +103,17 @@ def use_cpu_cores(requested: int | None, batch_size: int) -> None:
         if requested < 1:
             raise ConfigError(f"--cpu-devices must be at least 1, not {requested}")
         jax.config.update("jax_num_cpu_devices", requested)
-    elif jax.config.jax_num_cpu_devices < 1:
+    elif cpu_devices() < 1:
         fitting = next(count for count in range(cores, 0, -1) if batch_size % count == 0)
         jax.config.update("jax_num_cpu_devices", fitting)
     # The CPU backend's thread pool has as many threads as cores unless NPROC says otherwise. A device that waits in a
     # collective holds a thread: with no more threads than devices, those that should feed it may never get one.
-    os.environ.setdefault("NPROC", str(max(cores, 4 * jax.config.jax_num_cpu_devices)))
+    os.environ.setdefault("NPROC", str(max(cores, 4 * cpu_devices())))
+
+
+def cpu_devices() -> int:
+    """What JAX's setting says; -1 if nothing has set it."""
+    return jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
 
 
 def connect(arguments: Arguments) -> None:

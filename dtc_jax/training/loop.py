@@ -161,9 +161,11 @@ def place(
 
 def put(tree: PyTree, sharding: Sharding) -> PyTree:
     """Host arrays onto the mesh, on every process alike."""
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda index, leaf=leaf: leaf[index]), tree
-    )
+
+    def put_leaf(leaf: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree.map(put_leaf, tree)
 
 
 def to_host(flat: FlatParams, mesh: Mesh) -> PyTree:

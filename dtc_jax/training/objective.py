@@ -147,7 +147,7 @@ def vgg_objective(config: ExperimentConfig) -> Objective:
     ) -> tuple[Float[Array, ""], Metrics]:
         images = normalize_batch(batch, config.model)
         features = model.vgg.apply({"params": params["vgg"]}, (images["scene"] + 1) / 2, method="final_features")
-        logits = heads(dtype=model.dtype).apply({"params": params["heads"]}, features)
+        logits: Any = heads(dtype=model.dtype).apply({"params": params["heads"]}, features)
         loss, accuracy = classification_losses(logits, batch["labels"])
         return loss, {"loss": loss, **accuracy}
 

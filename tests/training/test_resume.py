@@ -22,6 +22,9 @@ from dtc_jax.training.initial import initial_params
 from dtc_jax.weights.model_folder import load_model_folder, save_model_folder
 from tests.training.runs import finish, read_checkpoint, read_metrics, start
 
+# Several programs are compiled and started; busy machines need minutes for that.
+pytestmark = pytest.mark.timeout(900)
+
 KILL_IN_SAVE = """
 import os, signal, sys
 from pathlib import Path
@@ -81,7 +84,6 @@ def test_what_a_run_leaves(uninterrupted: Path) -> None:
     assert not any("vae/" in path for path in checkpoint)
 
 
-@pytest.mark.timeout(900)
 def test_killed_twice(uninterrupted: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "killed"
     first = start(run_dir, "--cpu-devices", "1", code=KILL_IN_SAVE)
@@ -172,11 +174,11 @@ def test_resumed_in_this_process(source: Source, tmp_path: Path, caplog: pytest.
     expected = _train(CONFIG, tmp_path / "whole", earlier)
     assert source.asked == [0, 1, 2, 3, 4]
 
-    source.asked, source.stop_at = [], 3
+    source.asked, source.stop_at = [], 2
     with pytest.raises(Interrupted):
         _train(CONFIG, tmp_path / "parts", earlier)
     shutil.rmtree(earlier)
-    assert source.asked == [0, 1, 2]
+    assert source.asked == [0, 1]
     source.asked, source.stop_at = [], None
     result = _train(CONFIG, tmp_path / "parts")
     assert source.asked == [2, 3, 4]
