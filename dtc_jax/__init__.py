@@ -1,7 +1,7 @@
 """Diffuse to Choose in JAX: paint a product, given one photo of it, into a masked region of a scene.
 
-    import dtc_jax
-    image = dtc_jax.Pipeline.load()("room.jpg", "mask.png", "chair.jpg")[0]
+import dtc_jax
+image = dtc_jax.Pipeline.load()("room.jpg", "mask.png", "chair.jpg")[0]
 """
 
 from __future__ import annotations

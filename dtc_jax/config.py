@@ -1,286 +1,66 @@
 """The whole experiment as frozen, typed, validated dataclasses.
 
-One `ExperimentConfig` describes a run: the networks' sizes, the diffusion process, the data, the objective, the optimizer,
-the length of the run and the defaults for sampling. It is stored as JSON inside every checkpoint and model folder, so that
-nothing else is needed to load one. Presets of the networks' sizes are in `dtc_jax.presets`; experiments in `configs/`.
+One `ExperimentConfig` describes a run: the networks' sizes, the diffusion process, the data, the objective, the
+optimizer, the length of the run and the defaults for sampling. It is stored as JSON inside every checkpoint and model
+folder, so that nothing else is needed to load one. Presets of the networks' sizes are in `dtc_jax.presets`; experiments
+in `configs/`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pydantic
 
-_STRICT: pydantic.ConfigDict = {"extra": "forbid"}
+from dtc_jax.model_config import (
+    STRICT,
+    AutoencoderConfig,
+    AutoencoderKLConfig,
+    ConfigError,
+    DINOv2Config,
+    FusionConfig,
+    HintConfig,
+    ModelConfig,
+    PatchAutoencoderConfig,
+    UNetConfig,
+    VGGConfig,
+    require,
+)
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot work; the message says which field and what to change."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-# --------------------------------------------------------------------------------------------------------- networks
-
-
-@dataclass(frozen=True, kw_only=True)
-class UNetConfig:
-    """Sizes of the denoising U-Net, named after diffusers' `UNet2DConditionModel`; defaults are SD1.5-inpainting's."""
-
-    __pydantic_config__ = _STRICT
-
-    in_channels: int = 9
-    """Input channels: noisy latents, mask (1), masked latents, in this order."""
-    out_channels: int = 4
-    """Output channels: as many as the latents have."""
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    """Channels of each resolution level; each level but the last halves the resolution."""
-    layers_per_block: int = 2
-    """ResNet blocks per level of the encoder (the decoder has one more)."""
-    attention_levels: tuple[bool, ...] = (True, True, True, False)
-    """Which levels have a spatial transformer after every ResNet block (the middle always has one)."""
-    num_attention_heads: int = 8
-    """Attention heads at every level (diffusers calls this `attention_head_dim` in SD1.5's config)."""
-    cross_attention_dim: int = 768
-    """Width of the conditioning tokens."""
-    norm_num_groups: int = 32
-    """Groups of every GroupNorm."""
-
-    def __post_init__(self) -> None:
-        _require(
-            len(self.attention_levels) == len(self.block_out_channels),
-            "unet.attention_levels needs one entry per level of unet.block_out_channels",
-        )
-        for channels in self.block_out_channels:
-            _require(
-                channels % self.norm_num_groups == 0,
-                f"unet.block_out_channels: {channels} is not divisible by unet.norm_num_groups = {self.norm_num_groups}",
-            )
-            _require(
-                channels % self.num_attention_heads == 0,
-                f"unet.block_out_channels: {channels} is not divisible by "
-                f"unet.num_attention_heads = {self.num_attention_heads}",
-            )
-
-    @property
-    def downsampling(self) -> int:
-        """By how much the latents' height and width must be divisible."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoencoderKLConfig:
-    """Sizes of the variational autoencoder, named after diffusers' `AutoencoderKL`; defaults are SD1.5's."""
-
-    __pydantic_config__ = _STRICT
-
-    kind: Literal["kl"] = "kl"
-    """Tells the kinds of autoencoder apart in config.json."""
-    in_channels: int = 3
-    """Channels of the image."""
-    latent_channels: int = 4
-    """Channels of the latents."""
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    """Channels of each level; each level but the last halves the resolution."""
-    layers_per_block: int = 2
-    """ResNet blocks per level of the encoder (the decoder has one more)."""
-    norm_num_groups: int = 32
-    """Groups of every GroupNorm."""
-    mid_block_add_attention: bool = True
-    """One single-head self-attention in the middle of encoder and decoder."""
-    scaling_factor: float = 0.18215
-    """Latents are multiplied by this, so that their standard deviation is about one."""
-
-    def __post_init__(self) -> None:
-        for channels in self.block_out_channels:
-            _require(
-                channels % self.norm_num_groups == 0,
-                f"vae.block_out_channels: {channels} is not divisible by vae.norm_num_groups = {self.norm_num_groups}",
-            )
-
-    @property
-    def factor(self) -> int:
-        """Pixels per latent, along each side."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchAutoencoderConfig:
-    """Sizes of the tiny model's autoencoder: a linear map of patches, corrected by convolutions at the latents' size.
-
-    At a few hundred thousand parameters it keeps more than an `AutoencoderKL` of the same cost (docs/architecture.md).
-    """
-
-    __pydantic_config__ = _STRICT
-
-    kind: Literal["patch"] = "patch"
-    """Tells the kinds of autoencoder apart in config.json."""
-    in_channels: int = 3
-    """Channels of the image."""
-    latent_channels: int = 8
-    """Channels of the latents."""
-    patch_size: int = 4
-    """Side of a patch in pixels: one latent place."""
-    hidden_channels: int = 64
-    """Width of the convolutions."""
-    num_blocks: int = 2
-    """Residual blocks of two convolutions, in the encoder and in the decoder."""
-    scaling_factor: float = 1.0
-    """Latents are multiplied by this, so that their standard deviation is about one."""
-
-    @property
-    def factor(self) -> int:
-        """Pixels per latent, along each side."""
-        return self.patch_size
-
-
-AutoencoderConfig = AutoencoderKLConfig | PatchAutoencoderConfig
-"""Either autoencoder; they share encode, decode and scaling."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DINOv2Config:
-    """Sizes of the reference encoder, named after transformers' `Dinov2Config`; defaults are ViT-g/14's at 224 pixels."""
-
-    __pydantic_config__ = _STRICT
-
-    image_size: int = 224
-    """Height and width of the reference as the encoder sees it; the position table has (image_size / patch_size)^2 + 1 rows."""
-    patch_size: int = 14
-    """Side of a patch in pixels."""
-    hidden_size: int = 1536
-    """Width of the tokens."""
-    num_hidden_layers: int = 40
-    """Transformer blocks."""
-    num_attention_heads: int = 24
-    """Attention heads."""
-    mlp_ratio: int = 4
-    """Width of the MLP over the width of the tokens (SwiGLU takes 2/3 of it, rounded up to a multiple of 8)."""
-    use_swiglu_ffn: bool = True
-    """SwiGLU (ViT-g) instead of a GELU MLP (S, B, L)."""
-    layer_norm_eps: float = 1e-6
-    """Epsilon of every LayerNorm."""
-
-    def __post_init__(self) -> None:
-        _require(
-            self.image_size % self.patch_size == 0,
-            f"reference_encoder.image_size = {self.image_size} is not divisible by patch_size = {self.patch_size}",
-        )
-        _require(
-            self.hidden_size % self.num_attention_heads == 0,
-            f"reference_encoder.hidden_size = {self.hidden_size} is not divisible by num_attention_heads",
-        )
-
-    @property
-    def num_tokens(self) -> int:
-        """CLS token and patch tokens together."""
-        return (self.image_size // self.patch_size) ** 2 + 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class VGGConfig:
-    """Sizes of the perceptual loss's network; defaults are VGG-19's (Simonyan and Zisserman, 2015, table 1, E)."""
-
-    __pydantic_config__ = _STRICT
-
-    block_channels: tuple[int, ...] = (64, 128, 256, 512, 512)
-    """Channels of each block of 3x3 convolutions."""
-    convolutions_per_block: tuple[int, ...] = (2, 2, 4, 4, 4)
-    """Convolutions in each block; blocks are separated by 2x2 max pooling."""
-
-    def __post_init__(self) -> None:
-        _require(
-            len(self.block_channels) == len(self.convolutions_per_block),
-            "vgg.block_channels and vgg.convolutions_per_block need the same length",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class HintConfig:
-    """The hint: the reference's pixels stitched into the mask, and the path that reads them (paper 3.2)."""
-
-    __pydantic_config__ = _STRICT
-
-    kind: Literal["reference", "none"] = "reference"
-    """`reference`: the stitched reference; `none`: no hint path at all (that is Paint by Example)."""
-    fit: Literal["contain", "stretch"] = "contain"
-    """How the reference fills the largest rectangle inside the mask: aspect kept and centred, or stretched."""
-    trim: bool = True
-    """Cut the white or transparent margin off the reference before stitching."""
-    adapter_channels: tuple[int, ...] = (16, 32, 96)
-    """Channels of the adapter's first convolutions; a last one goes to the latents' channels (paper: four layers)."""
-    time: Literal["timestep", "fixed"] = "timestep"
-    """`timestep`: the hint encoder gets t like the encoder that it replicates; `fixed`: always t = 0, so that its
-    features are one pass for all sampling steps."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FusionConfig:
-    """How hint features enter the main U-Net."""
-
-    __pydantic_config__ = _STRICT
-
-    kind: Literal["film"] = "film"
-    """`film`: (1 + gamma(h)) * x + beta(h) on every skip and the middle (paper 3.2)."""
-    pooled: bool = False
-    """One gamma and beta per channel from the average-pooled hint feature (the FiLM paper) instead of one per place."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Every network of Diffuse to Choose; defaults are the full SD1.5 size."""
-
-    __pydantic_config__ = _STRICT
-
-    image_size: int = 512
-    """Height and width of scene, mask and hint in pixels."""
-    unet: UNetConfig = UNetConfig()
-    """Main U-Net; the hint encoder is a replica of its encoder and middle block."""
-    vae: AutoencoderConfig = AutoencoderKLConfig()
-    """Autoencoder between pixels and latents."""
-    reference_encoder: DINOv2Config = DINOv2Config()
-    """Encoder of the reference photo into tokens."""
-    vgg: VGGConfig = VGGConfig()
-    """Network of the perceptual loss."""
-    hint: HintConfig = HintConfig()
-    """What the hint is."""
-    fusion: FusionConfig = FusionConfig()
-    """How the hint modulates the U-Net."""
-
-    def __post_init__(self) -> None:
-        _require(
-            self.unet.in_channels == 2 * self.vae.latent_channels + 1,
-            f"unet.in_channels = {self.unet.in_channels} must be 2 * vae.latent_channels + 1 "
-            f"= {2 * self.vae.latent_channels + 1} (noisy latents, mask, masked latents)",
-        )
-        _require(
-            self.unet.out_channels == self.vae.latent_channels,
-            f"unet.out_channels = {self.unet.out_channels} must equal vae.latent_channels = {self.vae.latent_channels}",
-        )
-        step = self.vae.factor * self.unet.downsampling
-        _require(self.image_size % step == 0, f"model.image_size = {self.image_size} is not divisible by {step}")
-
-    @property
-    def latent_size(self) -> int:
-        """Height and width of the latents."""
-        return self.image_size // self.vae.factor
-
-
-# ---------------------------------------------------------------------------------------------------- the experiment
+__all__ = [
+    "AutoencoderConfig",
+    "AutoencoderKLConfig",
+    "ConfigError",
+    "DINOv2Config",
+    "DataConfig",
+    "DiffusionConfig",
+    "EMAConfig",
+    "ExperimentConfig",
+    "FusionConfig",
+    "HintConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PatchAutoencoderConfig",
+    "SamplingConfig",
+    "TrainingConfig",
+    "UNetConfig",
+    "VGGConfig",
+    "config_from_json",
+    "config_to_json",
+    "load_config",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
     """The noise process."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     num_train_timesteps: int = 1000
     """T, the number of noise levels."""
@@ -298,7 +78,7 @@ class DiffusionConfig:
 class DataConfig:
     """Where the training samples come from."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     kind: Literal["procedural"] = "procedural"
     """`procedural`: the generated virtual try-all world (no files)."""
@@ -310,7 +90,7 @@ class DataConfig:
 class LossConfig:
     """The objective: |target - prediction|^2 + perceptual_weight * VGG(decode(x0_hat), scene)."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     perceptual_weight: float = 0.1
     """lambda; 0 leaves decoder and VGG out of the step."""
@@ -332,16 +112,18 @@ class LossConfig:
     """Spread the batch's timesteps evenly over [0, T) (each is still uniform) instead of drawing them independently."""
 
     def __post_init__(self) -> None:
+        for name in ("perceptual_weight", "outside_weight", "drop_tokens", "drop_hint", "drop_both", "kl_weight"):
+            require(getattr(self, name) >= 0, f"loss.{name} = {getattr(self, name)} must not be negative")
         total = self.drop_tokens + self.drop_hint + self.drop_both
-        _require(total <= 1, f"loss.drop_tokens + drop_hint + drop_both = {total} is more than 1")
-        _require(0 < self.perceptual_fraction <= 1, "loss.perceptual_fraction must be in (0, 1]")
+        require(total <= 1, f"loss.drop_tokens + drop_hint + drop_both = {total} is more than 1")
+        require(0 < self.perceptual_fraction <= 1, "loss.perceptual_fraction must be in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW and its schedule."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     learning_rate: float = 1e-5
     """Peak learning rate."""
@@ -358,22 +140,30 @@ class OptimizerConfig:
     max_grad_norm: float | None = 1.0
     """Clip gradients to this global norm; None leaves them."""
 
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, f"optimizer.learning_rate = {self.learning_rate} must be positive")
+        require(self.warmup_steps >= 0, f"optimizer.warmup_steps = {self.warmup_steps} must not be negative")
+        require(self.weight_decay >= 0, f"optimizer.weight_decay = {self.weight_decay} must not be negative")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EMAConfig:
     """Exponential moving average of the trainable parameters."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     decay: float = 0.9999
     """Decay d; after n updates min(d, (1 + n) / (10 + n)) is used."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.decay < 1, f"ema.decay = {self.decay} must be in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Length, size and housekeeping of the run."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     steps: int = 100_000
     """Optimizer steps of the whole run."""
@@ -402,9 +192,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "fsdp_devices", "log_every", "checkpoint_every", "keep_checkpoints"):
-            _require(getattr(self, name) >= 1, f"training.{name} = {getattr(self, name)} must be at least 1")
-        _require(self.sample_every >= 0, f"training.sample_every = {self.sample_every} must be 0 (none) or more")
-        _require(
+            require(getattr(self, name) >= 1, f"training.{name} = {getattr(self, name)} must be at least 1")
+        require(self.sample_every >= 0, f"training.sample_every = {self.sample_every} must be 0 (none) or more")
+        require(
             self.sample_count >= 1 or self.sample_every == 0,
             f"training.sample_count = {self.sample_count} must be at least 1; training.sample_every = 0 draws no grids",
         )
@@ -414,7 +204,7 @@ class TrainingConfig:
 class SamplingConfig:
     """Defaults for sampling with the trained model."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     num_inference_steps: int = 40
     """Solver steps."""
@@ -429,12 +219,17 @@ class SamplingConfig:
     steps_offset: int = 1
     """Added to leading timesteps; SD1.5's is 1."""
 
+    def __post_init__(self) -> None:
+        steps = self.num_inference_steps
+        require(steps >= 1, f"sampling.num_inference_steps = {steps} must be at least 1")
+        require(self.guidance_scale >= 0, f"sampling.guidance_scale = {self.guidance_scale} must not be negative")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
     """Everything that defines a run."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     name: str = "sd15"
     """Name of the experiment: its file in configs/."""
@@ -442,7 +237,7 @@ class ExperimentConfig:
     """What is trained: the diffusion model, or one of the frozen networks that it needs."""
     prerequisites: tuple[str, ...] = ()
     """Experiments whose trained networks this one needs; train.py runs them first where no weights are given."""
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = field(default_factory=ModelConfig)
     """Sizes of the networks."""
     diffusion: DiffusionConfig = DiffusionConfig()
     """Noise process."""

@@ -1,4 +1,4 @@
-"""Sizes of the networks: `sd15` (the paper's), `tiny` (the shipped model's) and `test` (the smallest with every part)."""
+"""Sizes of the networks: `sd15` (the paper's), `tiny` (the shipped model's), `test` (the smallest with every part)."""
 
 from __future__ import annotations
 

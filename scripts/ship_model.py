@@ -1,7 +1,7 @@
 """Make the model folder that the package ships: half-precision weights, figures and a model card.
 
-    python -m dtc_jax.evaluate --checkpoint runs/tiny --output metrics.json
-    python scripts/ship_model.py --run runs/tiny --metrics metrics.json
+python -m dtc_jax.evaluate --checkpoint runs/tiny --output metrics.json
+python scripts/ship_model.py --run runs/tiny --metrics metrics.json
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,19 @@ from typing import Any
 import numpy as np
 import tyro
 
+from dtc_jax import evaluate
+from dtc_jax.config import ExperimentConfig
 from dtc_jax.evaluation.report import markdown_table
-from dtc_jax.weights.model_folder import flatten_params, load_model_folder, save_model_folder
+from dtc_jax.weights.model_folder import Params, flatten_params, save_model_folder
+from dtc_jax.weights.run_folder import load_checkpoint
 
 SHIPPED = Path(__file__).resolve().parents[1] / "dtc_jax" / "shipped" / "tiny"
 MAX_BYTES = 20 * 2**20
 
 CARD = """# The tiny model
 
-Diffuse to Choose at {size} pixels, trained from nothing by this repository's `train.py`; float16, {parameters:,} parameters
-({megabytes:.1f} MB).
+Diffuse to Choose at {size} pixels, trained from nothing by this repository's `train.py`; float16,
+{parameters:,} parameters ({megabytes:.1f} MB).
 
 | | |
 |---|---|
@@ -42,19 +45,20 @@ The whole configuration is in config.json; `python train.py tiny --run-dir DIR` 
 
 ## Figures
 
-On {count} held-out products of the generated world, at {size} pixels, with 95 % bootstrap intervals (metrics.json has the protocol):
+On {count} held-out products of the generated world, at {size} pixels, with 95 % bootstrap intervals (the protocol is in
+metrics.json):
 
 {table}
 
 Easy retrieval: the result is nearer (masked MSE) to its own truth than to 31 other products in the same scene and pose.
-Hard retrieval: the 31 others share silhouette and palette, only pattern and logo differ. `naive_paste` pastes the trimmed
-reference, white keyed out.
+Hard retrieval: the 31 others share silhouette and palette, only pattern and logo differ. `naive_paste` pastes the
+trimmed reference, white keyed out.
 
 ## What it cannot do
 
 - It knows a world of flat, generated products and {size} pixels: on real photos it carries over colours and coarse
   patterns, not texture, shape in depth, or text.
-- Turns of more than about 12 degrees between reference and scene were never seen.
+- Turns in the picture of more than about 12 degrees between reference and scene were never seen.
 - It paints at {size} pixels; in a larger photo the painted region is enlarged and looks soft.
 """
 
@@ -65,8 +69,10 @@ class Arguments:
 
     run: Path
     """Run folder of the diffusion stage, with its prerequisites in it."""
-    metrics: Path
-    """What `python -m dtc_jax.evaluate --output` wrote for this run."""
+    num_products: int = 512
+    """Held-out products to measure on."""
+    compare: dict[str, Path] = field(default_factory=dict)
+    """Further checkpoints for the table, by name."""
     extra: tuple[Path, ...] = ()
     """Further run folders whose training time belongs to the model (earlier stages that were trained elsewhere)."""
 
@@ -82,24 +88,42 @@ def stage_line(run: Path) -> str:
 
 
 def main() -> None:
+    """Write the folder beside, measure what was written, then put it in place."""
     arguments = tyro.cli(Arguments)
-    config, params = load_model_folder(arguments.run / "model", dtype=np.float32)
-    metrics: dict[str, Any] = json.loads(arguments.metrics.read_text())
-    prerequisites = sorted((arguments.run / "prerequisites").glob("*/"))
-    runs = [*prerequisites, *arguments.extra, arguments.run]
-    origin = [json.loads(line) for line in (arguments.run / "provenance.jsonl").read_text().splitlines()][-1]
-    save_model_folder(SHIPPED, config, params, dtype="float16")
-    size = sum(path.stat().st_size for path in SHIPPED.iterdir())
+    config, params = load_checkpoint(arguments.run, dtype=np.float32)
+    scratch = SHIPPED.with_name("tiny.new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    save_model_folder(scratch, config, params, dtype="float16")
+    size = sum(path.stat().st_size for path in scratch.iterdir())
     if size > MAX_BYTES:
-        shutil.rmtree(SHIPPED)
-        sys.exit(f"{size / 1e6:.1f} MB is more than a shipped model may weigh")
-    (SHIPPED / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    card = CARD.format(
+        sys.exit(f"{scratch}: {size / 1e6:.1f} MB is more than a shipped model may weigh")
+
+    # The figures are those of the half-precision weights that ship.
+    compare = [f"{name}={folder}" for name, folder in arguments.compare.items()]
+    flags = ["--checkpoint", str(scratch), "--num-products", str(arguments.num_products)]
+    flags += ["--output", str(scratch / "metrics.json"), "--sheet", str(arguments.run / "held_out.png")]
+    if evaluate.main([*flags, *(["--compare", *compare] if compare else [])]) != 0:
+        sys.exit("the evaluation failed; nothing was put in place")
+    metrics: dict[str, Any] = json.loads((scratch / "metrics.json").read_text())
+    (scratch / "README.md").write_text(model_card(arguments, config, params, metrics, size))
+    shutil.rmtree(SHIPPED, ignore_errors=True)
+    scratch.rename(SHIPPED)
+    print(f"{SHIPPED}: {size / 1e6:.1f} MB")
+
+
+def model_card(
+    arguments: Arguments, config: ExperimentConfig, params: Params, metrics: dict[str, Any], size: int
+) -> str:
+    """The card, from what the run and the evaluation wrote."""
+    prerequisites = sorted((arguments.run / "prerequisites").glob("*/"))
+    origin = [json.loads(line) for line in (arguments.run / "provenance.jsonl").read_text().splitlines()][-1]
+    return CARD.format(
         size=config.model.image_size,
         parameters=sum(leaf.size for leaf in flatten_params(params).values()),
         megabytes=size / 1e6,
         seed=config.data.seed,
-        stages="; ".join(stage_line(run) for run in runs),
+        stages="; ".join(stage_line(run) for run in [*prerequisites, *arguments.extra, arguments.run]),
         device=f"{origin['device']}, {origin['device_count']} {origin['platform']} device(s)",
         python=origin["python"],
         jax=origin["jax"],
@@ -110,8 +134,6 @@ def main() -> None:
         count=metrics["protocol"]["num_products"],
         table=markdown_table(metrics["rows"]),
     )
-    (SHIPPED / "README.md").write_text(card)
-    print(f"{SHIPPED}: {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

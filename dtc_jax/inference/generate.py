@@ -14,7 +14,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from dtc_jax.config import DiffusionConfig, ExperimentConfig, ModelConfig
-from dtc_jax.diffusion import DDIM, TimestepSpacing, make_schedule, per_sample_normal, sample
+from dtc_jax.diffusion import (
+    DDIM,
+    NoiseSchedule,
+    TimestepSpacing,
+    make_schedule,
+    per_sample_normal,
+    sample,
+    sampling_timesteps,
+)
 from dtc_jax.inference.images import InputError
 from dtc_jax.models.denoiser import denoiser
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
@@ -38,6 +46,11 @@ class SamplerSettings:
     """Type of the networks' arithmetic."""
 
 
+def schedule_of(config: DiffusionConfig) -> NoiseSchedule:
+    """The noise schedule that a configuration describes."""
+    return make_schedule(config.beta_schedule, config.num_train_timesteps, config.beta_start, config.beta_end)
+
+
 def sampler_settings(
     config: ExperimentConfig,
     *,
@@ -57,6 +70,15 @@ def sampler_settings(
     if guidance_scale is not None and not (math.isfinite(guidance_scale) and guidance_scale >= 0):
         raise InputError(f"guidance_scale: must be a number of at least 0, not {guidance_scale}")
     defaults = config.sampling
+    try:
+        sampling_timesteps(
+            schedule_of(config.diffusion),
+            defaults.num_inference_steps if num_inference_steps is None else num_inference_steps,
+            defaults.timestep_spacing,
+            defaults.steps_offset,
+        )
+    except ValueError as error:
+        raise InputError(f"num_inference_steps: {error}") from None
     scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
     return SamplerSettings(
         model=config.model,
@@ -111,12 +133,7 @@ def generate(
     noise_keys, solver_keys = jax.vmap(lambda key: tuple(jax.random.split(key)))(keys)
     latents = sample(
         denoise,
-        make_schedule(
-            settings.diffusion.beta_schedule,
-            settings.diffusion.num_train_timesteps,
-            settings.diffusion.beta_start,
-            settings.diffusion.beta_end,
-        ),
+        schedule_of(settings.diffusion),
         DDIM(eta=settings.eta),
         settings.diffusion.prediction_type,
         per_sample_normal(noise_keys, masked_latents.shape[1:]),

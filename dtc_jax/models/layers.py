@@ -123,11 +123,11 @@ def attention(
     """Scaled dot-product attention, softmax in float32 (Vaswani et al., 2017, equation 1)."""
     scale = query.shape[-1] ** -0.5
     query, key, value = (x.swapaxes(1, 2) for x in (query * jnp.asarray(scale, query.dtype), key, value))
-    scores = jnp.matmul(query, key.swapaxes(-1, -2)).astype(jnp.float32)
+    scores = jnp.matmul(query, key.swapaxes(-1, -2), preferred_element_type=jnp.float32)
     # Divided by the sum after the product with the values, where there is less to divide.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1, keepdims=True)
-    output = jnp.matmul(weights.astype(value.dtype), value).astype(jnp.float32) / total
+    output = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=jnp.float32) / total
     return output.astype(value.dtype).swapaxes(1, 2)
 
 

@@ -85,9 +85,7 @@ class PatchAutoencoder(nn.Module):
         self.decoder = _Coder(config, config.patch_size**2 * config.in_channels, self.dtype)
         self.logvar = self.param("logvar", nn.initializers.zeros, (config.latent_channels,), jnp.float32)
 
-    def encode(
-        self, images: Float[Array, "b h w 3"]
-    ) -> tuple[Float[Array, "b h2 w2 c"], Float[Array, "b h2 w2 c"]]:
+    def encode(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h2 w2 c"], Float[Array, "b h2 w2 c"]]:
         """Mean and log-variance of the unscaled latents; the variance is one number per channel."""
         mean = self.encoder(space_to_depth(images, self.config.patch_size))
         return mean, jnp.broadcast_to(_LOGVAR_START + self.logvar, mean.shape)
@@ -127,6 +125,6 @@ def principal_components(
     encode = vectors * (deviation / np.sqrt(variances))
     decode = (vectors * (np.sqrt(variances) / deviation)).T
     return {
-        "encoder": {"linear": {"kernel": np.float32(encode), "bias": np.float32(-mean @ encode)}},
-        "decoder": {"linear": {"kernel": np.float32(decode), "bias": np.float32(mean)}},
+        "encoder": {"linear": {"kernel": encode.astype(np.float32), "bias": (-mean @ encode).astype(np.float32)}},
+        "decoder": {"linear": {"kernel": decode.astype(np.float32), "bias": mean.astype(np.float32)}},
     }

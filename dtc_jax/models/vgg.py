@@ -15,10 +15,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dtc_jax.config import VGGConfig
+from dtc_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from dtc_jax.models.layers import Dense
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 PERCEPTUAL_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import logging
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -80,9 +81,14 @@ def main(argv: Sequence[str], config_dir: Path) -> int:
     try:
         default = Arguments(run_dir=tyro.MISSING, config=read_config(configs[name])[0])
         arguments = parse_arguments(Arguments, argv[1:], f"train.py {name}", default)
-        use_cpu_cores(arguments.cpu_devices, arguments.config.training.batch_size)
+        batch_sizes = [
+            arguments.config.training.batch_size,
+            *(read_config(configs[stage])[0].training.batch_size for stage in missing_stages(arguments, configs)),
+        ]
+        # Every stage's batch must split over the devices of all processes.
+        use_cpu_cores(arguments.cpu_devices, math.gcd(*batch_sizes) // (arguments.num_processes or 1))
         connect(arguments)
-        run_with_prerequisites(arguments.config, arguments.run_dir, arguments.init_from, configs)
+        run_with_prerequisites(arguments, configs)
     except (UsageError, ConfigError, ModelFolderError, OSError) as error:
         print(f"train.py: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
@@ -117,29 +123,58 @@ def cpu_devices() -> int:
 
 
 def connect(arguments: Arguments) -> None:
-    """Join the other processes, where the command line names them (clusters that JAX detects need no flags)."""
+    """Join the other processes: those that the command line names, or those of the cluster that started this one.
+
+    Raises:
+        ConfigError: only some of the flags are given, or the others cannot be reached.
+    """
     given = (arguments.coordinator, arguments.num_processes, arguments.process_id)
     if all(value is None for value in given):
+        if in_cluster(os.environ):
+            # JAX reads address and numbers from the same variables.
+            jax.distributed.initialize()
         return
     if any(value is None for value in given):
         raise ConfigError("--coordinator, --num-processes and --process-id go together")
     jax.distributed.initialize(arguments.coordinator, arguments.num_processes, arguments.process_id)
 
 
-def run_with_prerequisites(
-    config: ExperimentConfig, run_dir: Path, init_from: tuple[Path, ...], configs: dict[str, Path]
-) -> None:
+def in_cluster(environment: Mapping[str, str]) -> bool:
+    """Whether SLURM, Open MPI, a Cloud TPU pod or an indexed Kubernetes job started several of these processes."""
+    counts = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+    if any(environment.get(name, "1").isdigit() and int(environment.get(name, "1")) > 1 for name in counts):
+        # salloc sets SLURM_NTASKS for a shell too; only srun numbers the processes.
+        return "SLURM_PROCID" in environment or "OMPI_COMM_WORLD_RANK" in environment
+    if "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
+        return True
+    return "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
+
+
+def missing_stages(arguments: Arguments, configs: dict[str, Path]) -> list[str]:
+    """The prerequisites that must be trained first: none where folders are given or the run has been started.
+
+    Raises:
+        ConfigError: a prerequisite that is no experiment.
+    """
+    if arguments.init_from or (arguments.run_dir / "frozen" / "config.json").is_file():
+        return []
+    for name in arguments.config.prerequisites:
+        if name not in configs:
+            raise ConfigError(f"prerequisites: no experiment {name!r}; there are: {', '.join(configs)}")
+    return [
+        name
+        for name in arguments.config.prerequisites
+        if not (arguments.run_dir / "prerequisites" / name / "model" / "config.json").is_file()
+    ]
+
+
+def run_with_prerequisites(arguments: Arguments, configs: dict[str, Path]) -> None:
     """Train the experiment, after its prerequisites (each once, in RUN/prerequisites/NAME) if no folder was given."""
     from dtc_jax.training.loop import train
 
-    folders = list(init_from)
-    if not init_from:
-        for name in config.prerequisites:
-            if name not in configs:
-                raise ConfigError(f"prerequisites: no experiment {name!r}; there are: {', '.join(configs)}")
-            folder = run_dir / "prerequisites" / name
-            if not (folder / "model" / "config.json").is_file():
-                earlier = dataclasses.replace(read_config(configs[name])[0], model=config.model, data=config.data)
-                train(earlier, folder)
-            folders.append(folder / "model")
-    train(config, run_dir, folders)
+    config, run_dir = arguments.config, arguments.run_dir
+    for name in missing_stages(arguments, configs):
+        earlier = dataclasses.replace(read_config(configs[name])[0], model=config.model, data=config.data)
+        train(earlier, run_dir / "prerequisites" / name)
+    trained = (run_dir / "prerequisites" / name / "model" for name in config.prerequisites)
+    train(config, run_dir, arguments.init_from or [folder for folder in trained if folder.is_dir()])

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from dtc_jax.config import ExperimentConfig
 from dtc_jax.data.procedural import sample_batch
-from dtc_jax.inference.generate import generate_jit, image_keys, sampler_settings
+from dtc_jax.inference.generate import generate, image_keys, sampler_settings
 from dtc_jax.inference.sheets import contact_sheet
+from dtc_jax.training.sharding import replicated
 
 COLUMNS = ("scene", "mask", "reference", "hint", "result", "truth")
 
@@ -31,20 +34,29 @@ def held_out_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
             size=config.model.image_size,
             reference_size=config.model.reference_encoder.image_size,
             held_out=True,
+            fit=config.model.hint.fit,
+            trim=config.model.hint.trim,
         )
         return {name: batch[name] for name in ("scene", "mask", "reference", "hint")}
 
     return jax.device_get(draw())
 
 
-def write_sample_grid(config: ExperimentConfig, params: PyTree, path: Path, write: bool = True) -> None:
+@lru_cache(maxsize=1)
+def compiled_sampler(mesh: Mesh) -> Callable[..., Array]:
+    """The sampler with a whole copy of its result on every device, so that any process can write it."""
+    return jax.jit(generate, static_argnames="settings", out_shardings=replicated(mesh))
+
+
+def write_sample_grid(config: ExperimentConfig, params: PyTree, path: Path, mesh: Mesh, write: bool = True) -> None:
     """Sample held-out products with `params` and write scene, mask, reference, hint, result and truth side by side.
 
     Every process must call it (sampling is a computation over all devices); the one with `write` writes the file.
     """
     batch = held_out_batch(config)
     keys = image_keys(config.training.seed, config.training.sample_count)
-    result = generate_jit(params, batch, keys, config.sampling.guidance_scale, sampler_settings(config))
+    sampler = compiled_sampler(mesh)
+    result = sampler(params, batch, keys, config.sampling.guidance_scale, settings=sampler_settings(config))
     if not write:
         return
     truth, mask = batch["scene"], batch["mask"]

@@ -13,6 +13,7 @@ from jaxtyping import Array, Key, PyTree
 from dtc_jax.config import ConfigError, ExperimentConfig, PatchAutoencoderConfig
 from dtc_jax.data.procedural import sample_batch
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
+from dtc_jax.models.hint import replicate_encoder
 from dtc_jax.models.inputs import normalize_image
 from dtc_jax.models.patch_autoencoder import principal_components
 from dtc_jax.training.classifier import init_heads
@@ -59,6 +60,7 @@ def initial_params(config: ExperimentConfig, key: Key[Array, ""], init_from: Seq
         for part, layer in patch_components(config).items():
             fresh["vae"][part].update(layer)
     params = {name: fresh[name] for name in wanted if name in fresh}
+    loaded_networks: set[str] = set()
     for folder in init_from:
         _, loaded = load_checkpoint(folder, dtype=np.float32)
         brought = [name for name in params if name in loaded]
@@ -67,7 +69,12 @@ def initial_params(config: ExperimentConfig, key: Key[Array, ""], init_from: Seq
         for name in brought:
             check_params({name: loaded[name]}, {name: params[name]}, where=str(folder))
             params[name] = loaded[name]
+        loaded_networks.update(brought)
         logger.info("%s: %s", folder, ", ".join(brought))
+    if "unet" in loaded_networks and "hint_encoder" in params and "hint_encoder" not in loaded_networks:
+        # The replica is one of the U-Net that training starts from, not of the random one that it replaced.
+        params["hint_encoder"] = replicate_encoder(params["unet"], config.model.vae.latent_channels)
+        logger.info("hint_encoder: a copy of the loaded unet's encoder and middle")
     return params
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -96,6 +97,9 @@ def train(
         start, total = int(state.step), config.training.steps
         if main_process:
             append_provenance(run_dir, start)
+            if start < total:
+                # What an earlier, shorter run exported; the checkpoints hold the same and go on.
+                shutil.rmtree(run_dir / "model", ignore_errors=True)
         progress = Progress(run_dir, total, start, config.training.batch_size, write=main_process)
         noise_key = jax.random.fold_in(key, 1)
         pending: tuple[int, Metrics] | None = None
@@ -124,7 +128,8 @@ def train(
                 and done % config.training.sample_every == 0
             ):
                 ema_params = unflatten_params({**frozen, **state.ema})
-                write_sample_grid(config, ema_params, run_dir / "samples" / f"{done:08d}.png", write=main_process)
+                path = run_dir / "samples" / f"{done:08d}.png"
+                write_sample_grid(config, ema_params, path, mesh, write=main_process)
             progress.skip_time(time.perf_counter() - began)
 
     final = to_host({**frozen, **state.ema}, mesh)
@@ -145,9 +150,9 @@ def place(
     min_size = config.training.fsdp_min_size
     state_sharding = tree_sharding(mesh, shapes, min_size)
     # Each process holds the same host arrays and fills its own shards.
-    state = jax.jit(lambda values: init_state(values, optimizer), out_shardings=state_sharding)(
-        put(trainable, replicated(mesh))
-    )
+    values = {path: put(leaf, state_sharding.params[path]) for path, leaf in trainable.items()}
+    state = jax.jit(lambda values: init_state(values, optimizer), out_shardings=state_sharding)(values)
+    del values
     frozen_sharding = tree_sharding(mesh, frozen, min_size)
     frozen = {path: put(leaf, frozen_sharding[path]) for path, leaf in frozen.items()}
     step = jax.jit(
@@ -170,8 +175,9 @@ def put(tree: PyTree, sharding: Sharding) -> PyTree:
 
 def to_host(flat: FlatParams, mesh: Mesh) -> PyTree:
     """Gather a flat dict onto every process's host as a nested dict."""
-    gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
-    return unflatten_params(jax.tree.map(lambda leaf: jax.device_get(leaf.addressable_data(0)), gather(flat)))
+    gather = jax.jit(lambda leaf: leaf, out_shardings=replicated(mesh))
+    # One array at a time: the whole tree need not fit on a device.
+    return unflatten_params({path: np.asarray(gather(leaf).addressable_data(0)) for path, leaf in flat.items()})
 
 
 def stored_frozen(run_dir: Path, frozen: FlatParams) -> FlatParams:
@@ -195,6 +201,13 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> Non
             if getattr(earlier, part) != getattr(config, part):
                 raise ConfigError(
                     f"{run_dir}: was started with another `{part}`; use another --run-dir, or --init-from it"
+                )
+        # These decide which numbers each step draws, or what the checkpoint holds.
+        for name in ("seed", "batch_size", "trainable"):
+            before, now = getattr(earlier.training, name), getattr(config.training, name)
+            if before != now:
+                raise ConfigError(
+                    f"{run_dir}: was started with training.{name} = {before}, not {now}; use another --run-dir"
                 )
     if write:
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import dtc_jax
 
 
 def git_revision() -> str | None:
-    """Commit of the checkout that this package runs from, `+changes` where it has uncommitted ones; None outside git."""
+    """Commit of the checkout that this package is in, `+changes` where it has uncommitted ones; None outside git."""
     folder = Path(dtc_jax.__file__).parent
     try:
         commit = subprocess.run(

@@ -45,6 +45,8 @@ def make_source(config: ExperimentConfig, mesh: Mesh) -> BatchSource:
             local_size,
             size=config.model.image_size,
             reference_size=config.model.reference_encoder.image_size,
+            fit=config.model.hint.fit,
+            trim=config.model.hint.trim,
         )
 
     def batch_of(step: int) -> PyTree:

@@ -1,0 +1,272 @@
+"""Sizes of the networks, as frozen, validated dataclasses; import them from `dtc_jax.config`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pydantic
+
+STRICT: pydantic.ConfigDict = {"extra": "forbid"}
+"""Unknown fields in a config.json are errors."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot work; the message says which field and what to change."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise a ConfigError with this message unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Sizes of the denoising U-Net, named after diffusers' `UNet2DConditionModel`; defaults are SD1.5-inpainting's."""
+
+    __pydantic_config__ = STRICT
+
+    in_channels: int = 9
+    """Input channels: noisy latents, mask (1), masked latents, in this order."""
+    out_channels: int = 4
+    """Output channels: as many as the latents have."""
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    """Channels of each resolution level; each level but the last halves the resolution."""
+    layers_per_block: int = 2
+    """ResNet blocks per level of the encoder (the decoder has one more)."""
+    attention_levels: tuple[bool, ...] = (True, True, True, False)
+    """Which levels have a spatial transformer after every ResNet block (the middle always has one)."""
+    num_attention_heads: int = 8
+    """Attention heads at every level (diffusers calls this `attention_head_dim` in SD1.5's config)."""
+    cross_attention_dim: int = 768
+    """Width of the conditioning tokens."""
+    norm_num_groups: int = 32
+    """Groups of every GroupNorm."""
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.attention_levels) == len(self.block_out_channels),
+            "unet.attention_levels needs one entry per level of unet.block_out_channels",
+        )
+        for channels in self.block_out_channels:
+            require(
+                channels % self.norm_num_groups == 0,
+                f"unet.block_out_channels: {channels} is not divisible by "
+                f"unet.norm_num_groups = {self.norm_num_groups}",
+            )
+            require(
+                channels % self.num_attention_heads == 0,
+                f"unet.block_out_channels: {channels} is not divisible by "
+                f"unet.num_attention_heads = {self.num_attention_heads}",
+            )
+
+    @property
+    def downsampling(self) -> int:
+        """By how much the latents' height and width must be divisible."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderKLConfig:
+    """Sizes of the variational autoencoder, named after diffusers' `AutoencoderKL`; defaults are SD1.5's."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["kl"] = "kl"
+    """Tells the kinds of autoencoder apart in config.json."""
+    in_channels: int = 3
+    """Channels of the image."""
+    latent_channels: int = 4
+    """Channels of the latents."""
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    """Channels of each level; each level but the last halves the resolution."""
+    layers_per_block: int = 2
+    """ResNet blocks per level of the encoder (the decoder has one more)."""
+    norm_num_groups: int = 32
+    """Groups of every GroupNorm."""
+    mid_block_add_attention: bool = True
+    """One single-head self-attention in the middle of encoder and decoder."""
+    scaling_factor: float = 0.18215
+    """Latents are multiplied by this, so that their standard deviation is about one."""
+
+    def __post_init__(self) -> None:
+        for channels in self.block_out_channels:
+            require(
+                channels % self.norm_num_groups == 0,
+                f"vae.block_out_channels: {channels} is not divisible by vae.norm_num_groups = {self.norm_num_groups}",
+            )
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, along each side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchAutoencoderConfig:
+    """Sizes of the tiny model's autoencoder: a linear map of patches, corrected by convolutions at the latents' size.
+
+    At a few hundred thousand parameters it keeps more than an `AutoencoderKL` of the same cost (docs/architecture.md).
+    """
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["patch"] = "patch"
+    """Tells the kinds of autoencoder apart in config.json."""
+    in_channels: int = 3
+    """Channels of the image."""
+    latent_channels: int = 8
+    """Channels of the latents."""
+    patch_size: int = 4
+    """Side of a patch in pixels: one latent place."""
+    hidden_channels: int = 64
+    """Width of the convolutions."""
+    num_blocks: int = 2
+    """Residual blocks of two convolutions, in the encoder and in the decoder."""
+    scaling_factor: float = 1.0
+    """Latents are multiplied by this, so that their standard deviation is about one."""
+
+    def __post_init__(self) -> None:
+        size = self.patch_size
+        require(size > 0 and size & (size - 1) == 0, f"vae.patch_size = {size} must be a power of 2")
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, along each side."""
+        return self.patch_size
+
+
+AutoencoderConfig = AutoencoderKLConfig | PatchAutoencoderConfig
+"""Either autoencoder; they share encode, decode and scaling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINOv2Config:
+    """Sizes of the reference encoder, named after transformers' `Dinov2Config`; defaults: ViT-g/14 at 224 pixels."""
+
+    __pydantic_config__ = STRICT
+
+    image_size: int = 224
+    """Height and width of the reference as the encoder sees it; the position table has a row per patch, one for CLS."""
+    patch_size: int = 14
+    """Side of a patch in pixels."""
+    hidden_size: int = 1536
+    """Width of the tokens."""
+    num_hidden_layers: int = 40
+    """Transformer blocks."""
+    num_attention_heads: int = 24
+    """Attention heads."""
+    mlp_ratio: int = 4
+    """Width of the MLP over the width of the tokens (SwiGLU takes 2/3 of it, rounded up to a multiple of 8)."""
+    use_swiglu_ffn: bool = True
+    """SwiGLU (ViT-g) instead of a GELU MLP (S, B, L)."""
+    layer_norm_eps: float = 1e-6
+    """Epsilon of every LayerNorm."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.image_size % self.patch_size == 0,
+            f"reference_encoder.image_size = {self.image_size} is not divisible by patch_size = {self.patch_size}",
+        )
+        require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"reference_encoder.hidden_size = {self.hidden_size} is not divisible by num_attention_heads",
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """CLS token and patch tokens together."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class VGGConfig:
+    """Sizes of the perceptual loss's network; defaults are VGG-19's (Simonyan and Zisserman, 2015, table 1, E)."""
+
+    __pydantic_config__ = STRICT
+
+    block_channels: tuple[int, ...] = (64, 128, 256, 512, 512)
+    """Channels of each block of 3x3 convolutions."""
+    convolutions_per_block: tuple[int, ...] = (2, 2, 4, 4, 4)
+    """Convolutions in each block; blocks are separated by 2x2 max pooling."""
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.block_channels) == len(self.convolutions_per_block),
+            "vgg.block_channels and vgg.convolutions_per_block need the same length",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HintConfig:
+    """The hint: the reference's pixels stitched into the mask, and the path that reads them (paper 3.2)."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["reference", "none"] = "reference"
+    """`reference`: the stitched reference; `none`: no hint path at all (that is Paint by Example)."""
+    fit: Literal["contain", "stretch"] = "contain"
+    """How the reference fills the largest rectangle inside the mask: aspect kept and centred, or stretched."""
+    trim: bool = True
+    """Cut the white or transparent margin off the reference before stitching."""
+    adapter_channels: tuple[int, ...] = (16, 32, 96)
+    """Channels of the adapter's first convolutions; a last one goes to the latents' channels (paper: four layers)."""
+    time: Literal["timestep", "fixed"] = "timestep"
+    """`timestep`: the hint encoder gets t like the encoder that it replicates; `fixed`: always t = 0, so that its
+    features are one pass for all sampling steps."""
+
+    def __post_init__(self) -> None:
+        require(len(self.adapter_channels) > 0, "hint.adapter_channels needs at least one convolution")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """How hint features enter the main U-Net."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["film"] = "film"
+    """`film`: (1 + gamma(h)) * x + beta(h) on every skip and the middle (paper 3.2)."""
+    pooled: bool = False
+    """One gamma and beta per channel from the average-pooled hint feature (the FiLM paper) instead of one per place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Every network of Diffuse to Choose; defaults are the full SD1.5 size."""
+
+    __pydantic_config__ = STRICT
+
+    image_size: int = 512
+    """Height and width of scene, mask and hint in pixels."""
+    unet: UNetConfig = UNetConfig()
+    """Main U-Net; the hint encoder is a replica of its encoder and middle block."""
+    vae: AutoencoderConfig = AutoencoderKLConfig()
+    """Autoencoder between pixels and latents."""
+    reference_encoder: DINOv2Config = DINOv2Config()
+    """Encoder of the reference photo into tokens."""
+    vgg: VGGConfig = VGGConfig()
+    """Network of the perceptual loss."""
+    hint: HintConfig = HintConfig()
+    """What the hint is."""
+    fusion: FusionConfig = FusionConfig()
+    """How the hint modulates the U-Net."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.unet.in_channels == 2 * self.vae.latent_channels + 1,
+            f"unet.in_channels = {self.unet.in_channels} must be 2 * vae.latent_channels + 1 "
+            f"= {2 * self.vae.latent_channels + 1} (noisy latents, mask, masked latents)",
+        )
+        require(
+            self.unet.out_channels == self.vae.latent_channels,
+            f"unet.out_channels = {self.unet.out_channels} must equal vae.latent_channels = {self.vae.latent_channels}",
+        )
+        step = self.vae.factor * self.unet.downsampling
+        require(self.image_size % step == 0, f"model.image_size = {self.image_size} is not divisible by {step}")
+
+    @property
+    def latent_size(self) -> int:
+        """Height and width of the latents."""
+        return self.image_size // self.vae.factor
