@@ -27,8 +27,8 @@ CONFIG = ExperimentConfig(
     optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=200, weight_decay=1e-2),
     ema=EMAConfig(decay=0.999),
     training=TrainingConfig(
-        steps=4500,
-        batch_size=32,
+        steps=4200,
+        batch_size=16,
         # The reference encoder is small and has no pretrained weights: it learns with the rest.
         trainable="^(unet|hint_encoder|hint_adapter|fusion|reference_projection|null_tokens|reference_encoder)(/|$)",
         compute_dtype="float32",

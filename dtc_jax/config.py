@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -237,7 +237,7 @@ class ExperimentConfig:
     """What is trained: the diffusion model, or one of the frozen networks that it needs."""
     prerequisites: tuple[str, ...] = ()
     """Experiments whose trained networks this one needs; train.py runs them first where no weights are given."""
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig = ModelConfig()  # noqa: RUF009 (frozen, as all of them)
     """Sizes of the networks."""
     diffusion: DiffusionConfig = DiffusionConfig()
     """Noise process."""

@@ -59,7 +59,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, ema_decay(config.ema.decay, state.step))
-        metrics = {**metrics, "grad_norm": optax.global_norm(gradients)}
+        metrics = {**metrics, "grad_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return train_step

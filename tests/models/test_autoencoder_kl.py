@@ -36,7 +36,7 @@ def test_shapes_and_types(dtype: Any) -> None:
 
 
 def test_factor_is_that_of_the_config() -> None:
-    config = presets.tiny().vae
+    config = AutoencoderKLConfig(latent_channels=8, block_out_channels=(4, 8, 8), layers_per_block=1, norm_num_groups=2)
     model = AutoencoderKL(config)
     variables = shapes_of(model)
     mean, _ = jax.eval_shape(partial(model.apply, method="encode"), variables, IMAGES)
@@ -79,7 +79,7 @@ def test_call_decodes_the_mode_and_gradients_reach_every_parameter() -> None:
 
 
 def test_encode_refuses_sizes_that_do_not_divide() -> None:
-    model = AutoencoderKL(presets.tiny().vae)
+    model = AutoencoderKL(AutoencoderKLConfig(block_out_channels=(4, 8, 8), norm_num_groups=2))
     with pytest.raises(ValueError, match="divisible by 4, not 8x10"):
         jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 10, 3), jnp.float32))
 

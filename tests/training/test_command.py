@@ -14,7 +14,7 @@ import pytest
 
 from dtc_jax import presets
 from dtc_jax.config import ExperimentConfig, config_to_json
-from dtc_jax.training.command import main
+from dtc_jax.training.command import Arguments, find_configs, in_cluster, main, missing_stages
 from dtc_jax.weights.model_folder import save_model_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,18 +106,20 @@ def test_errors(argv: list[str], parts: tuple[str, ...], tmp_path: Path, capfd: 
     _expect_error([names.get(part, part) for part in argv], capfd, *parts)
 
 
-@pytest.mark.parametrize("part", ["stage", "model", "data", "diffusion"])
+@pytest.mark.parametrize("part", ["stage", "model", "data", "diffusion", "training.seed", "training.batch_size"])
 def test_run_folder_of_another_experiment(part: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     flags = {
         "stage": ["--stage", "vgg"],
         "model": ["--model.hint.kind", "none"],
         "data": ["--data.seed", "7"],
         "diffusion": ["--diffusion.prediction-type", "epsilon"],
+        "training.seed": ["--training.seed", "7"],
+        "training.batch_size": ["--training.batch-size", "16"],
     }
     config = _test_config()
     before = config_to_json(config)
     (tmp_path / "config.json").write_text(before)
-    _expect_error(["test", "--run-dir", str(tmp_path), *flags[part]], capfd, str(tmp_path), f"`{part}`")
+    _expect_error(["test", "--run-dir", str(tmp_path), *flags[part]], capfd, str(tmp_path), part)
     assert (tmp_path / "config.json").read_text() == before
 
 
@@ -182,3 +184,36 @@ def test_more_threads_than_devices() -> None:
     done = _run(THREADS)
     devices, threads = map(int, done.stdout.split())
     assert devices == 6 and threads >= 24, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
+        ({"SLURM_NTASKS": "2"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
+    ],
+)
+def test_clusters_are_known_by_their_variables(environment: dict[str, str], expected: bool) -> None:
+    assert in_cluster(environment) is expected
+
+
+def test_prerequisites_are_trained_once_and_only_where_nothing_is_given(tmp_path: Path) -> None:
+    configs = find_configs(CONFIGS)
+    config = dataclasses.replace(_test_config(), prerequisites=("tiny_autoencoder", "tiny_vgg"))
+    arguments = Arguments(run_dir=tmp_path, config=config)
+    assert missing_stages(arguments, configs) == ["tiny_autoencoder", "tiny_vgg"]
+    assert missing_stages(dataclasses.replace(arguments, init_from=(tmp_path,)), configs) == []
+    done = tmp_path / "prerequisites" / "tiny_vgg" / "model"
+    done.mkdir(parents=True)
+    (done / "config.json").write_text("{}")
+    assert missing_stages(arguments, configs) == ["tiny_autoencoder"]
+    (tmp_path / "frozen").mkdir()
+    (tmp_path / "frozen" / "config.json").write_text("{}")
+    assert missing_stages(arguments, configs) == []

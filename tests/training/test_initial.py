@@ -64,7 +64,7 @@ def test_folders_bring_their_networks_and_later_ones_win(fresh: dict[str, Any], 
     assert _equal(params["vae"], _filled(fresh, 1, "vae")["vae"])
     assert _equal({name: params[name] for name in ("vgg", "unet")}, _filled(fresh, 2, "vgg", "unet"))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
-    untouched = set(fresh) - {"vae", "vgg", "unet"}
+    untouched = set(fresh) - {"vae", "vgg", "unet", "hint_encoder"}
     assert _equal({name: params[name] for name in untouched}, {name: fresh[name] for name in untouched})
 
 
@@ -91,3 +91,12 @@ def test_network_of_another_size(fresh: dict[str, Any], tmp_path: Path) -> None:
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match="nowhere: no such folder"):
         initial_params(CONFIG, KEY, [tmp_path / "nowhere"])
+
+
+def test_hint_encoder_replicates_the_unet_that_was_loaded(fresh: dict[str, Any], tmp_path: Path) -> None:
+    unet = save_model_folder(tmp_path / "unet", CONFIG, _filled(fresh, 2, "unet"))
+    params = initial_params(CONFIG, KEY, [unet])
+    assert {float(value) for leaf in jax.tree.leaves(params["hint_encoder"]) for value in np.unique(leaf)} == {2.0}
+    both = save_model_folder(tmp_path / "both", CONFIG, _filled(fresh, 3, "unet", "hint_encoder"))
+    params = initial_params(CONFIG, KEY, [both, unet])
+    assert {float(value) for leaf in jax.tree.leaves(params["hint_encoder"]) for value in np.unique(leaf)} == {3.0}
