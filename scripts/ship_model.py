@@ -105,7 +105,10 @@ def main() -> None:
     flags += ["--output", str(scratch / "metrics.json"), "--sheet", str(arguments.run / "held_out.png")]
     if evaluate.main([*flags, *(["--compare", *compare] if compare else [])]) != 0:
         sys.exit("the evaluation failed; nothing was put in place")
-    metrics: dict[str, Any] = json.loads((scratch / "metrics.json").read_text())
+    # The folder's name after it has been put in place, whatever checkout this is.
+    text = (scratch / "metrics.json").read_text().replace(str(scratch), "dtc_jax/shipped/tiny")
+    (scratch / "metrics.json").write_text(text)
+    metrics: dict[str, Any] = json.loads(text)
     (scratch / "README.md").write_text(model_card(arguments, config, params, metrics, size))
     shutil.rmtree(SHIPPED, ignore_errors=True)
     scratch.rename(SHIPPED)

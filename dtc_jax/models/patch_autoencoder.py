@@ -104,8 +104,9 @@ def principal_components(
 ) -> dict[str, dict[str, dict[str, Float[np.ndarray, "..."]]]]:
     """The linear maps of encoder and decoder that a principal component analysis of patches gives.
 
-    A component's latents get the fourth root of its variance, scaled to a mean square of one: whitened, the faint
-    components would weigh as much as the strong ones in the diffusion loss; unwhitened, next to nothing.
+    The components keep their own proportions, scaled to a mean square of one: a latent weighs in the diffusion loss
+    what it weighs in the picture, and coarse ones rise from the noise before fine ones. Whitened, the faint components,
+    which hardly anything predicts, would weigh as much as the rest together.
 
     Args:
         images: In [-1, 1]; a few hundred.
@@ -120,7 +121,7 @@ def principal_components(
     variances, vectors = np.linalg.eigh(np.cov(patches - mean, rowvar=False))
     order = np.argsort(variances)[::-1][: config.latent_channels]
     variances, vectors = variances[order], vectors[:, order]
-    deviation = variances**0.25
+    deviation = np.sqrt(variances)
     deviation /= np.sqrt(np.mean(deviation**2))
     encode = vectors * (deviation / np.sqrt(variances))
     decode = (vectors * (np.sqrt(variances) / deviation)).T
