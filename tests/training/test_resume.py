@@ -199,5 +199,5 @@ def test_resumed_in_this_process(source: Source, tmp_path: Path, caplog: pytest.
 
     # What another configuration trains does not fit.
     other = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, trainable="^vae/encoder"))
-    with pytest.raises(ConfigError, match="was started with training.trainable"):
+    with pytest.raises(ConfigError, match=r"was started with training\.trainable"):
         _train(other, tmp_path / "whole")
