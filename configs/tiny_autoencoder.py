@@ -11,6 +11,6 @@ CONFIG = ExperimentConfig(
     loss=LossConfig(kl_weight=3e-4, absolute_weight=0.05),
     ema=EMAConfig(decay=0.995),
     training=TrainingConfig(
-        steps=1000, batch_size=16, trainable="^vae/", compute_dtype="float32", log_every=50, checkpoint_every=500
+        steps=4000, batch_size=16, trainable="^vae/", compute_dtype="float32", log_every=50, checkpoint_every=500
     ),
 )
