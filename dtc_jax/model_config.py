@@ -207,7 +207,10 @@ class HintConfig:
     kind: Literal["reference", "none"] = "reference"
     """`reference`: the stitched reference; `none`: no hint path at all (that is Paint by Example)."""
     fit: Literal["contain", "stretch"] = "contain"
-    """How the reference fills the largest rectangle inside the mask: aspect kept and centred, or stretched."""
+    """How the reference fills its box: aspect kept and centred, or stretched."""
+    region: Literal["largest_rectangle", "bounding_box"] = "largest_rectangle"
+    """Its box: the largest rectangle inside the mask (the paper's), or the mask's bounding box, in which a mask that
+    follows a silhouette leaves the reference far more pixels."""
     trim: bool = True
     """Cut the white or transparent margin off the reference before stitching."""
     adapter_channels: tuple[int, ...] = (16, 32, 96)

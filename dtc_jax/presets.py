@@ -42,7 +42,7 @@ def tiny(image_size: int = 64) -> ModelConfig:
             use_swiglu_ffn=False,
         ),
         vgg=VGGConfig(block_channels=(8, 16, 32, 32, 32), convolutions_per_block=(2, 2, 2, 2, 2)),
-        hint=HintConfig(fit="stretch", adapter_channels=(16, 32, 48)),
+        hint=HintConfig(fit="stretch", region="bounding_box", adapter_channels=(16, 32, 48)),
     )
 
 

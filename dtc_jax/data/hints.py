@@ -1,20 +1,24 @@
-"""The hint: a canvas of zeros with the reference stitched into the largest rectangle of the mask.
+"""The hint: a canvas of zeros with the reference stitched into the place of the mask.
 
 "Diffuse to Choose", section 3.2 and supplement 5.1. Host functions (numpy and Pillow) serve files and sampling; their
 JAX twins serve the procedural world and anything else that has to be jitted. Both resize with the same triangle filter,
 widened when shrinking (Pillow's ``BILINEAR``), over the trimmed crop alone, so that they agree up to rounding.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num, Shaped, UInt8
 from PIL import Image
 
-from dtc_jax.data.masks import Box, bounding_box, bounding_box_jax, largest_rectangle
+from dtc_jax.data.masks import Box, bounding_box, bounding_box_jax, largest_rectangle, largest_rectangle_jax
 
 Fit = Literal["contain", "stretch"]
+"""How the reference fills its box: aspect kept and centred, or the whole box."""
+
+Region = Literal["largest_rectangle", "bounding_box"]
+"""The box that a mask gives the reference: the largest inside it (the paper's), or the smallest around it."""
 
 WHITE_TOLERANCE = 245
 """A pixel is white if all its channels are at least this (of 255): above JPEG ringing, below an off-white fabric."""
@@ -23,9 +27,28 @@ OPAQUE_TOLERANCE = 10
 """A pixel is transparent if its alpha is below this (of 255)."""
 
 
-def _check_fit(fit: str) -> None:
-    if fit not in get_args(Fit):
-        raise ValueError(f"fit must be one of {', '.join(get_args(Fit))}, got {fit!r}")
+def _check(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+
+
+def hint_box(mask: Shaped[np.ndarray, "h w"], region: Region = "largest_rectangle") -> Box:
+    """The box ``(y0, x0, y1, x1)``, half-open, that a mask gives the reference, on the host.
+
+    The paper takes the largest rectangle inside the mask (supplement 5.1), which for a mask that follows a silhouette
+    leaves the reference few pixels. The canvas is not the scene: nothing keeps the hint inside the mask.
+
+    Raises:
+        ValueError: the mask is empty, or ``region`` unknown.
+    """
+    _check("region", region, Region)
+    return bounding_box(mask) if region == "bounding_box" else largest_rectangle(mask)
+
+
+def hint_box_jax(mask: Shaped[Array, "h w"], region: Region = "largest_rectangle") -> Int[Array, "4"]:
+    """:func:`hint_box` on the device: int32 ``[y0, x0, y1, x1]``; zeros for an empty mask."""
+    _check("region", region, Region)
+    return bounding_box_jax(mask) if region == "bounding_box" else largest_rectangle_jax(mask)
 
 
 def trim_bounds(reference: UInt8[np.ndarray, "h w c"]) -> Box:
@@ -66,7 +89,7 @@ def placement(crop: Box, rectangle: Box, fit: Fit = "contain") -> Box:
     Raises:
         ValueError: ``fit`` is unknown.
     """
-    _check_fit(fit)
+    _check("fit", fit, Fit)
     y0, x0, y1, x1 = rectangle
     height, width = y1 - y0, x1 - x0
     if fit == "contain":
@@ -82,7 +105,7 @@ def placement(crop: Box, rectangle: Box, fit: Fit = "contain") -> Box:
 
 def placement_jax(crop: Int[Array, "4"], rectangle: Int[Array, "4"], fit: Fit = "contain") -> Int[Array, "4"]:
     """:func:`placement` on the device: int32, the same whole-number arithmetic."""
-    _check_fit(fit)
+    _check("fit", fit, Fit)
     y0, x0, y1, x1 = rectangle
     full_height, full_width = y1 - y0, x1 - x0
     height, width = full_height, full_width
@@ -102,21 +125,24 @@ def stitch(
     size: tuple[int, int],
     fit: Fit = "contain",
     trim: bool = True,
+    region: Region = "largest_rectangle",
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The hint canvas, on the host.
 
     Args:
         reference: uint8 RGB, or RGBA, which is composited on white.
-        mask_or_rectangle: the mask [h, w] (non-zero = fill), whose largest inner rectangle is taken, or a box.
+        mask_or_rectangle: the mask [h, w] (non-zero = fill), or the box itself.
         size: (height, width) of the canvas.
         fit: ``contain`` keeps the aspect and centres, ``stretch`` fills the rectangle.
         trim: cut the reference's white or transparent margin off first.
+        region: which box of the mask is taken, see :func:`hint_box`.
 
     Returns:
         uint8 RGB [height, width, 3]: zeros outside the place of the reference.
 
     Raises:
-        ValueError: an empty mask, a mask of another size than the canvas, a box outside it, or an unknown ``fit``.
+        ValueError: an empty mask, a mask of another size than the canvas, a box outside it, or an unknown ``fit`` or
+            ``region``.
     """
     height, width = size
     if isinstance(mask_or_rectangle, tuple):
@@ -124,7 +150,7 @@ def stitch(
     else:
         if np.shape(mask_or_rectangle) != (height, width):
             raise ValueError(f"the mask is {np.shape(mask_or_rectangle)}, the hint canvas {(height, width)}")
-        rectangle = largest_rectangle(mask_or_rectangle)
+        rectangle = hint_box(mask_or_rectangle, region)
     y0, x0, y1, x1 = rectangle
     if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
         raise ValueError(f"the rectangle (y0, x0, y1, x1) = {rectangle} is empty or outside a {height}x{width} canvas")
@@ -172,7 +198,7 @@ def stitch_jax(
 
     Args:
         reference: [r, s, c] in the range [0, 255]; RGB unless ``crop`` is given.
-        rectangle: int32 ``[y0, x0, y1, x1]``, as from ``largest_rectangle_jax``; an empty one gives zeros.
+        rectangle: int32 ``[y0, x0, y1, x1]``, as from ``hint_box_jax``; an empty one gives zeros.
         size: (height, width) of the canvas, static.
         fit: see :func:`stitch`.
         trim: cut the reference's white margin off first.

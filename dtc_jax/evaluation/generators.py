@@ -22,7 +22,7 @@ def prepare_whole_scene(pipeline: Pipeline, inputs: GenerationInputs) -> Iterato
     hint = pipeline.config.model.hint
     size = pipeline.config.model.image_size
     for scene, mask, reference in zip(inputs.scene, inputs.mask, inputs.reference, strict=True):
-        canvas = stitch(reference, mask[..., 0], (size, size), hint.fit, hint.trim)
+        canvas = stitch(reference, mask[..., 0], (size, size), hint.fit, hint.trim, hint.region)
         batch = {"scene": scene, "mask": mask, "reference": reference, "hint": canvas}
         yield Prepared(batch, scene, mask[..., 0], Window(0, 0, size))
 

@@ -109,7 +109,7 @@ def prepare(
         "scene": extract(scene, window, size),
         "mask": small_mask[..., None],
         "reference": frame_reference(reference, config.reference_encoder.image_size, config.hint.trim),
-        "hint": stitch(reference, small_mask, (size, size), config.hint.fit, config.hint.trim),
+        "hint": stitch(reference, small_mask, (size, size), config.hint.fit, config.hint.trim, config.hint.region),
     }
     return Prepared(batch, scene, mask, window)
 

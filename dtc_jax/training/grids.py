@@ -36,6 +36,7 @@ def held_out_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
             held_out=True,
             fit=config.model.hint.fit,
             trim=config.model.hint.trim,
+            region=config.model.hint.region,
         )
         return {name: batch[name] for name in ("scene", "mask", "reference", "hint")}
 

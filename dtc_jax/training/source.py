@@ -47,6 +47,7 @@ def make_source(config: ExperimentConfig, mesh: Mesh) -> BatchSource:
             reference_size=config.model.reference_encoder.image_size,
             fit=config.model.hint.fit,
             trim=config.model.hint.trim,
+            region=config.model.hint.region,
         )
 
     def batch_of(step: int) -> PyTree:

@@ -96,6 +96,18 @@ def test_stitch_takes_the_masks_largest_rectangle():
     rectangle = masks.largest_rectangle(mask)
     assert rectangle == (5, 8, 30, 40)
     np.testing.assert_array_equal(hints.stitch(reference, mask, SIZE), hints.stitch(reference, rectangle, SIZE))
+    around = hints.stitch(reference, mask, SIZE, region="bounding_box")
+    np.testing.assert_array_equal(around, hints.stitch(reference, (5, 8, 38, 40), SIZE))
+    with pytest.raises(ValueError, match="region must be one of"):
+        hints.stitch(reference, mask, SIZE, region="outside")
+
+
+@pytest.mark.parametrize("region", ["largest_rectangle", "bounding_box"])
+def test_host_and_device_take_the_same_box(region):
+    mask = np.zeros(SIZE, np.uint8)
+    mask[5:30, 8:40] = 1
+    mask[30:38, 10:12] = 1
+    assert tuple(hints.hint_box_jax(jnp.array(mask), region)) == hints.hint_box(mask, region)
 
 
 def test_an_empty_rectangle_gives_zeros_on_the_device_and_an_error_on_the_host():

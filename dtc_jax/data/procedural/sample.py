@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Shaped, UInt8, UInt32
 
-from dtc_jax.data.hints import Fit, stitch_jax
-from dtc_jax.data.masks import largest_rectangle_jax
+from dtc_jax.data.hints import Fit, Region, hint_box_jax, stitch_jax
 from dtc_jax.data.procedural.colors import color_bin
 from dtc_jax.data.procedural.product import HELD_OUT_START, Product, product_key, sample_product
 from dtc_jax.data.procedural.render import (
@@ -46,6 +45,7 @@ def render_sample(
     reference_size: int = 64,
     fit: Fit = "contain",
     trim: bool = True,
+    region: Region = "largest_rectangle",
 ) -> dict[str, Any]:
     """One sample.
 
@@ -57,7 +57,7 @@ def render_sample(
     image, alpha = render_scene(product, scene, size)
     mask = scene_mask(alpha, scene)
     reference = to_uint8(render_reference(product, reference_size, reference_pose))
-    hint = stitch_jax(reference, largest_rectangle_jax(mask), (size, size), fit, trim)
+    hint = stitch_jax(reference, hint_box_jax(mask, region), (size, size), fit, trim)
     return {
         "scene": to_uint8(image),
         "mask": mask[..., None].astype(jnp.uint8),
@@ -92,6 +92,7 @@ def sample_batch(
     fit: Fit = "contain",
     trim: bool = True,
     vectorize: bool | None = None,
+    region: Region = "largest_rectangle",
 ) -> dict[str, Any]:
     """Samples ``start_index`` .. ``start_index + batch_size - 1`` of the endless order that ``seed`` names.
 
@@ -99,7 +100,7 @@ def sample_batch(
     ``seed`` given as a key) static.
 
     Args:
-        fit, trim: how the reference is stitched into the hint; see `dtc_jax.config.HintConfig`.
+        fit, trim, region: how the reference is stitched into the hint; see `dtc_jax.config.HintConfig`.
         vectorize: all samples at once (``jax.vmap``), as accelerators like it, or one after the other
             (``jax.lax.map``), which on a CPU is several times faster: it computes no kind of shape or pattern that a
             sample does not have. None decides by the default backend.
@@ -116,7 +117,7 @@ def sample_batch(
         return product_id, product, sample_scene(scene_key), sample_reference_pose(pose_key)
 
     def render(parts: tuple[Product, Scene, ReferencePose]) -> dict[str, Any]:
-        return render_sample(*parts, size, reference_size, fit, trim)
+        return render_sample(*parts, size, reference_size, fit, trim, region)
 
     # drawn for all samples first: inside the loop XLA would draw numbers anew for every pixel that needs them
     product_ids, products, scenes, poses = jax.vmap(draw)(indices)
