@@ -27,16 +27,15 @@ CONFIG = ExperimentConfig(
     optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=100, weight_decay=1e-2),
     ema=EMAConfig(decay=0.999),
     training=TrainingConfig(
-        steps=2000,
-        batch_size=16,
+        steps=7000,
+        batch_size=32,
         # The reference encoder is small and has no pretrained weights: it learns with the rest.
         trainable="^(unet|hint_encoder|hint_adapter|fusion|reference_projection|null_tokens|reference_encoder)(/|$)",
         compute_dtype="float32",
         checkpoint_every=500,
         sample_every=1000,
     ),
-    # Few steps: what so short a training leaves uncertain, many steps fill with noise.
     sampling=SamplingConfig(
-        num_inference_steps=4, guidance_scale=2.5, unconditional="both", timestep_spacing="trailing"
+        num_inference_steps=20, guidance_scale=2.0, unconditional="both", timestep_spacing="trailing"
     ),
 )

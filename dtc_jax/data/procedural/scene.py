@@ -61,7 +61,7 @@ class Scene(NamedTuple):
     scale: Float[Array, ""]
     """Half of the product's larger side."""
     narrowing: Float[Array, ""]
-    """Width of the product as seen over its true width, 0.58 to 0.85: it is turned a little about its upright axis."""
+    """Width of the product as seen over its true width, 0.55 to 0.82: it is turned a little about its upright axis."""
     turn: Float[Array, ""]
     """Radians, at most 12 degrees either way."""
     mask_kind: Int[Array, ""]
@@ -146,7 +146,7 @@ def sample_scene(key: Shaped[Array, ""]) -> Scene:
         center_x=center_x,
         base_y=base_y,
         scale=scale,
-        narrowing=mix(0.58, 0.85, pose[11]),
+        narrowing=mix(0.55, 0.82, pose[11]),
         turn=sample_turn(pose[4]),
         mask_kind=(pose[5] < 0.5).astype(jnp.int32),
         mask_margins=jnp.concatenate([jnp.floor(4 * pose[6:7]), jnp.floor(3 * pose[7:11])]),
