@@ -1,4 +1,4 @@
-"""The tiny model's autoencoder, trained on the generated world: factor 4, 8 channels."""
+"""The tiny model's autoencoder, trained on the generated world: factor 4, 12 channels."""
 
 from dtc_jax import presets
 from dtc_jax.config import EMAConfig, ExperimentConfig, LossConfig, OptimizerConfig, TrainingConfig

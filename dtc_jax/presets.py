@@ -23,8 +23,8 @@ def tiny(image_size: int = 64) -> ModelConfig:
     return ModelConfig(
         image_size=image_size,
         unet=UNetConfig(
-            in_channels=17,
-            out_channels=8,
+            in_channels=25,
+            out_channels=12,
             block_out_channels=(64, 96, 128),
             layers_per_block=1,
             attention_levels=(False, True, True),
@@ -32,7 +32,7 @@ def tiny(image_size: int = 64) -> ModelConfig:
             cross_attention_dim=128,
             norm_num_groups=8,
         ),
-        vae=PatchAutoencoderConfig(),
+        vae=PatchAutoencoderConfig(latent_channels=12),
         reference_encoder=DINOv2Config(
             image_size=64,
             patch_size=8,
