@@ -19,7 +19,7 @@ import tyro
 
 from dtc_jax.config import ConfigError, ExperimentConfig
 from dtc_jax.evaluation.cases import MAX_CASES, MAX_SEED, NUM_DISTRACTORS, Cases
-from dtc_jax.evaluation.fidelity import evaluate_fidelity, hide_truth
+from dtc_jax.evaluation.fidelity import BASELINES, evaluate_fidelity, hide_truth
 from dtc_jax.evaluation.generators import describe_settings, pipeline_generator
 from dtc_jax.evaluation.report import check_json_output, markdown_table, write_json
 from dtc_jax.inference.arguments import UsageError, parse_arguments
@@ -30,7 +30,7 @@ from dtc_jax.inference.sheets import contact_sheet
 from dtc_jax.weights.model_folder import ModelFolderError
 
 _FROM_CHECKPOINT = "(default: the checkpoint's)"
-_RESERVED_ROWS = ("model", "naive_paste")
+_RESERVED_ROWS = ("model", *BASELINES)
 
 
 @dataclass(frozen=True, kw_only=True)

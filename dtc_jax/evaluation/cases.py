@@ -58,7 +58,9 @@ class Cases(NamedTuple):
     reference: UInt8[Any, "b r r 3"]
     """The product alone on white."""
     naive_paste: UInt8[Any, "b h w 3"]
-    """The baseline: the reference, white keyed out, in the mask's largest rectangle."""
+    """The baseline: the reference, white keyed out, in the mask's largest rectangle, aspect kept."""
+    stretched_paste: UInt8[Any, "b h w 3"]
+    """A stronger one: the same, stretched over the mask's bounding box."""
     easy: UInt8[Any, "b 31 h w 3"]
     """Other held-out products in the same scene and pose."""
     hard: UInt8[Any, "b 31 h w 3"]
@@ -123,6 +125,7 @@ def _make_case(
         is_box=scene.mask_kind == MASK_KINDS.index("box"),
         reference=reference,
         naive_paste=to_uint8(naive_paste(truth, mask, reference) / 255),
+        stretched_paste=to_uint8(naive_paste(truth, mask, reference, "stretch", "bounding_box") / 255),
         easy=images[1 : NUM_DISTRACTORS + 1],
         hard=images[NUM_DISTRACTORS + 1 : 2 * NUM_DISTRACTORS + 1],
     )

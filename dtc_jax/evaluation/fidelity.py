@@ -46,6 +46,9 @@ GenerateFn = Callable[[GenerationInputs], UInt8[np.ndarray, "b h w 3"]]
 OnBatch = Callable[[Cases, Mapping[str, np.ndarray]], None]
 """Called after every batch with the cases and each row's results, pasted back: for contact sheets."""
 
+BASELINES = ("naive_paste", "stretched_paste")
+"""Rows without a model, fields of `Cases`."""
+
 GREY = 128
 HIDDEN_TRUTH = "the scene handed to the generator is the truth with the mask's region set to grey (128)"
 
@@ -117,7 +120,8 @@ def protocol_text(num_products: int, image_size: int, seed: int) -> dict[str, An
         "paste_back": "outside the mask the truth is pasted back; results are rounded to 8 bits",
         "hidden_truth": HIDDEN_TRUTH,
         "intervals": "95 %, percentile bootstrap over products, 2000 resamples",
-        "naive_paste": "the reference, white keyed out, scaled into the largest rectangle inside the mask",
+        "naive_paste": "the reference, white keyed out, in the largest rectangle inside the mask, aspect kept",
+        "stretched_paste": "the reference, white keyed out, stretched over the mask's bounding box",
     }
 
 
@@ -150,7 +154,7 @@ def evaluate_fidelity(
 
     Returns:
         A dict that JSON can hold: `protocol`, `settings`, `rows` (name -> `report.summarize`; `model`, the others,
-        `naive_paste`), `model_minus` (name -> the same of paired differences), `device`, `seconds`.
+        `BASELINES`), `model_minus` (name -> the same of paired differences), `device`, `seconds`.
 
     Raises:
         ValueError: num_products or batch_size below 1, or a result of the wrong shape or type.
@@ -158,7 +162,7 @@ def evaluate_fidelity(
     if num_products < 1 or batch_size < 1:
         raise ValueError(f"num_products = {num_products} and batch_size = {batch_size} must be at least 1")
     generators = {"model": generate_fn, **(others or {})}
-    parts: dict[str, list[Scores]] = {name: [] for name in (*generators, "naive_paste")}
+    parts: dict[str, list[Scores]] = {name: [] for name in (*generators, *BASELINES)}
     seconds = dict.fromkeys(generators, 0.0)
     is_box: list[Bool[np.ndarray, "b"]] = []
     started = time.perf_counter()
@@ -179,7 +183,7 @@ def evaluate_fidelity(
                 raise ValueError(
                     f"{name}: results are {results[name].dtype} {results[name].shape}, not uint8 {cases.truth.shape}"
                 )
-        results["naive_paste"] = cases.naive_paste
+        results |= {name: getattr(cases, name) for name in BASELINES}
         for name, result in results.items():
             scores = score_results(result, cases.truth, cases.mask, cases.easy, cases.hard)
             parts[name].append(Scores(*(np.asarray(values, np.float64)[:kept] for values in scores)))

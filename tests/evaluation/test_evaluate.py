@@ -56,15 +56,15 @@ def test_the_command_measures_writes_and_prints(
     files = ["--output", str(tmp_path / "metrics.json"), "--sheet", str(tmp_path / "sheet.png"), "--sheet-rows", "5"]
     assert evaluate.main([*arguments, *files, "--compare", f"two={other}"]) == 0
     report = json.loads((tmp_path / "metrics.json").read_text())
-    assert list(report["rows"]) == ["model", "two", "naive_paste"]
+    assert list(report["rows"]) == ["model", "two", "naive_paste", "stretched_paste"]
     assert report["rows"]["model"]["all"]["n"] == 6
     assert report["settings"]["num_inference_steps"] == 2
     assert report["settings"]["guidance_scale"] == 2.0
     assert report["settings"]["solver"].startswith("DDIM")
     assert report["protocol"]["image_size"] == 64
-    assert set(report["model_minus"]) == {"two", "naive_paste"}
+    assert set(report["model_minus"]) == {"two", "naive_paste", "stretched_paste"}
     printed = capsys.readouterr().out
-    assert "| naive_paste | all " in printed
+    assert "| naive_paste     | all " in printed
     assert "6 held-out products at 64 pixels, seed 5; 2 steps of DDIM" in printed
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 7 * 128

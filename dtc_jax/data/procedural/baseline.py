@@ -3,14 +3,19 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, UInt8
 
-from dtc_jax.data.hints import WHITE_TOLERANCE, stitch_jax, trim_bounds_jax
-from dtc_jax.data.masks import largest_rectangle_jax
+from dtc_jax.data.hints import WHITE_TOLERANCE, Fit, Region, hint_box_jax, stitch_jax, trim_bounds_jax
 
 
 def naive_paste(
-    scene: UInt8[Array, "h w 3"], mask: UInt8[Array, "h w 1"], reference: UInt8[Array, "r r 3"]
+    scene: UInt8[Array, "h w 3"],
+    mask: UInt8[Array, "h w 1"],
+    reference: UInt8[Array, "r r 3"],
+    fit: Fit = "contain",
+    region: Region = "largest_rectangle",
 ) -> Float[Array, "h w 3"]:
-    """The reference, trimmed and with its white keyed out, in the mask's largest rectangle, aspect kept.
+    """The reference, trimmed and with its white keyed out, in the mask: placed as the paper places its hint.
+
+    With `fit` and `region` as a model has them, it is that model's own hint as a picture.
 
     What of the mask stays free takes the mean colour of the scene outside the mask. Values in [0, 255].
     """
@@ -21,8 +26,9 @@ def naive_paste(
     premultiplied = jnp.concatenate([reference.astype(jnp.float32) * keyed, keyed], axis=-1)
     pasted = stitch_jax(
         premultiplied,
-        largest_rectangle_jax(mask[..., 0]),
+        hint_box_jax(mask[..., 0], region),
         (scene.shape[0], scene.shape[1]),
+        fit,
         crop=trim_bounds_jax(reference),
     )
     color, alpha = pasted[..., :3], pasted[..., 3:]
