@@ -85,16 +85,21 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        batch, height, width, channels = x.shape
+        batch, channels = x.shape[0], x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        # Sums per channel first, then over each group's few channels, then one affine map per channel: the feature map
-        # is read once for the statistics and once to apply them, and never reshaped.
+        # Per channel first, then over each group's few channels, then one affine map per channel: the feature map is
+        # read once for the statistics and once to apply them, and never reshaped. Around one of the channel's own
+        # values, so that E[x^2] - E[x]^2 does not cancel where the mean is large; the result does not depend on it.
         x = x.astype(jnp.float32)
-        count = height * width * (channels // self.num_groups)
-        mean = x.sum((1, 2)).reshape(batch, self.num_groups, -1).sum(-1) / count
-        square = jnp.square(x).sum((1, 2)).reshape(batch, self.num_groups, -1).sum(-1) / count
-        inverse = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + self.epsilon)
+        shift = jax.lax.stop_gradient(x[:, :1, :1])
+        shifted = x - shift
+        shifted_mean = shifted.mean((1, 2))
+        variances = jnp.maximum(jnp.square(shifted).mean((1, 2)) - jnp.square(shifted_mean), 0.0)
+        means = (shifted_mean + shift[:, 0, 0]).reshape(batch, self.num_groups, -1)
+        mean = means.mean(-1)
+        variance = variances.reshape(means.shape).mean(-1) + jnp.square(means - mean[..., None]).mean(-1)
+        inverse = jax.lax.rsqrt(variance + self.epsilon)
         gain = jnp.repeat(inverse, channels // self.num_groups, axis=-1) * scale
         offset = bias - jnp.repeat(mean, channels // self.num_groups, axis=-1) * gain
         return (x * gain[:, None, None] + offset[:, None, None]).astype(self.dtype)
