@@ -162,14 +162,14 @@ def _dilate(inside: Bool[Array, "h w"], steps: Field, most: int) -> Bool[Array, 
 
 
 def scene_mask(alpha: Float[Array, "size size"], scene: Scene) -> Bool[Array, "size size"]:
-    """The region to fill: the silhouette grown by 0 to 3 pixels, or its bounding box with margins of 0 to 2 pixels.
+    """The region to fill: the silhouette grown by 0 or 1 pixel, or its bounding box with margins of 0 or 1 pixel.
 
     Pixels are those of a picture of side 64, in proportion at other sizes; clipped to the picture.
     """
     size = alpha.shape[0]
     inside = alpha > VISIBLE
     margins = jnp.floor(scene.mask_margins * size / 64 + 0.5).astype(jnp.int32)
-    fine = _dilate(inside, margins[0], max(1, round(3 * size / 64)))
+    fine = _dilate(inside, margins[0], max(1, round(size / 64)))
     box_margins = margins[1:] * jnp.array([-1, -1, 1, 1])
     boxed = box_mask_jax(bounding_box_jax(inside) + box_margins, size, size)
     return jnp.where(scene.mask_kind == MASK_KINDS.index("box"), boxed, fine)

@@ -22,7 +22,7 @@ MASK_KINDS = ("fine", "box")
 OBJECT_COUNT = 3
 
 MAX_TURN_DEGREES = 12.0
-_TURN_SIGMA_DEGREES = 5.0
+_TURN_SIGMA_DEGREES = 4.0
 _SKY, _GRASS = WALLS.index("sky"), FLOORS.index("grass")
 
 
@@ -66,7 +66,8 @@ class Scene(NamedTuple):
     """Radians, at most 12 degrees either way."""
     mask_kind: Int[Array, ""]
     mask_margins: Float[Array, "5"]
-    """Dilation of the fine mask, then top, left, bottom and right margins of the box, in 64ths of the side."""
+    """Dilation of the fine mask, then top, left, bottom and right margins of the box, in 64ths of the side, 0 or 1.
+    Wider ones would hide where the product ends, and with it the scale of what is to be painted."""
 
 
 def _any_of(draw: Float[Array, "*shape"], count: int) -> Int[Array, "*shape"]:
@@ -74,7 +75,7 @@ def _any_of(draw: Float[Array, "*shape"], count: int) -> Int[Array, "*shape"]:
 
 
 def sample_turn(draw: Float[Array, ""]) -> Float[Array, ""]:
-    """A turn in radians from a uniform draw: normal with sigma 5 degrees, truncated at 12."""
+    """A turn in radians from a uniform draw: normal with sigma 4 degrees, truncated at 12."""
     limit = MAX_TURN_DEGREES / _TURN_SIGMA_DEGREES
     edge = jax.scipy.special.erf(limit / jnp.sqrt(2.0))
     normal = jnp.sqrt(2.0) * jax.scipy.special.erfinv(edge * (2 * draw - 1))
@@ -149,5 +150,5 @@ def sample_scene(key: Shaped[Array, ""]) -> Scene:
         narrowing=mix(0.55, 0.82, pose[11]),
         turn=sample_turn(pose[4]),
         mask_kind=(pose[5] < 0.5).astype(jnp.int32),
-        mask_margins=jnp.concatenate([jnp.floor(4 * pose[6:7]), jnp.floor(3 * pose[7:11])]),
+        mask_margins=jnp.floor(2 * pose[6:11]),
     )
