@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-import pydantic
-
-STRICT: pydantic.ConfigDict = {"extra": "forbid"}
-"""Unknown fields in a config.json are errors."""
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot work; the message says which field and what to change."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise a ConfigError with this message unless the condition holds."""
-    if not condition:
-        raise ConfigError(message)
+from dtc_jax.autoencoder_config import AutoencoderConfig, AutoencoderKLConfig
+from dtc_jax.config_base import STRICT, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,80 +53,6 @@ class UNetConfig:
     def downsampling(self) -> int:
         """By how much the latents' height and width must be divisible."""
         return 2 ** (len(self.block_out_channels) - 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoencoderKLConfig:
-    """Sizes of the variational autoencoder, named after diffusers' `AutoencoderKL`; defaults are SD1.5's."""
-
-    __pydantic_config__ = STRICT
-
-    kind: Literal["kl"] = "kl"
-    """Tells the kinds of autoencoder apart in config.json."""
-    in_channels: int = 3
-    """Channels of the image."""
-    latent_channels: int = 4
-    """Channels of the latents."""
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    """Channels of each level; each level but the last halves the resolution."""
-    layers_per_block: int = 2
-    """ResNet blocks per level of the encoder (the decoder has one more)."""
-    norm_num_groups: int = 32
-    """Groups of every GroupNorm."""
-    mid_block_add_attention: bool = True
-    """One single-head self-attention in the middle of encoder and decoder."""
-    scaling_factor: float = 0.18215
-    """Latents are multiplied by this, so that their standard deviation is about one."""
-
-    def __post_init__(self) -> None:
-        for channels in self.block_out_channels:
-            require(
-                channels % self.norm_num_groups == 0,
-                f"vae.block_out_channels: {channels} is not divisible by vae.norm_num_groups = {self.norm_num_groups}",
-            )
-
-    @property
-    def factor(self) -> int:
-        """Pixels per latent, along each side."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchAutoencoderConfig:
-    """Sizes of the tiny model's autoencoder: a linear map of patches, corrected by convolutions at the latents' size.
-
-    At a few hundred thousand parameters it keeps more than an `AutoencoderKL` of the same cost (docs/architecture.md).
-    """
-
-    __pydantic_config__ = STRICT
-
-    kind: Literal["patch"] = "patch"
-    """Tells the kinds of autoencoder apart in config.json."""
-    in_channels: int = 3
-    """Channels of the image."""
-    latent_channels: int = 8
-    """Channels of the latents."""
-    patch_size: int = 4
-    """Side of a patch in pixels: one latent place."""
-    hidden_channels: int = 64
-    """Width of the convolutions."""
-    num_blocks: int = 2
-    """Residual blocks of two convolutions, in the encoder and in the decoder."""
-    scaling_factor: float = 1.0
-    """Latents are multiplied by this, so that their standard deviation is about one."""
-
-    def __post_init__(self) -> None:
-        size = self.patch_size
-        require(size > 0 and size & (size - 1) == 0, f"vae.patch_size = {size} must be a power of 2")
-
-    @property
-    def factor(self) -> int:
-        """Pixels per latent, along each side."""
-        return self.patch_size
-
-
-AutoencoderConfig = AutoencoderKLConfig | PatchAutoencoderConfig
-"""Either autoencoder; they share encode, decode and scaling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +159,7 @@ class ModelConfig:
     """Height and width of scene, mask and hint in pixels."""
     unet: UNetConfig = UNetConfig()
     """Main U-Net; the hint encoder is a replica of its encoder and middle block."""
-    vae: AutoencoderConfig = AutoencoderKLConfig()
+    vae: AutoencoderConfig = field(default_factory=AutoencoderKLConfig)
     """Autoencoder between pixels and latents."""
     reference_encoder: DINOv2Config = DINOv2Config()
     """Encoder of the reference photo into tokens."""
