@@ -8,6 +8,13 @@ from typing import Literal
 from dtc_jax.config_base import STRICT, require
 
 
+def _require_heads(hidden_size: int, num_attention_heads: int) -> None:
+    require(
+        hidden_size % num_attention_heads == 0,
+        f"clip.hidden_size = {hidden_size} is not divisible by num_attention_heads = {num_attention_heads}",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class CLIPVisionConfig:
     """Sizes of CLIP's image encoder, named after transformers' `CLIPVisionConfig`; defaults: ViT-L/14 at 224 pixels."""
@@ -149,10 +156,3 @@ class HEDConfig:
             len(self.block_channels) == len(self.convolutions_per_block),
             "hed.block_channels and hed.convolutions_per_block need the same length",
         )
-
-
-def _require_heads(hidden_size: int, num_attention_heads: int) -> None:
-    require(
-        hidden_size % num_attention_heads == 0,
-        f"clip.hidden_size = {hidden_size} is not divisible by num_attention_heads = {num_attention_heads}",
-    )
