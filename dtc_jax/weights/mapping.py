@@ -169,7 +169,7 @@ def _values(
 
     def values() -> np.ndarray:
         array = convert([_read_finite(source, name) for name in names])[index]
-        return np.ascontiguousarray(array if dtype is None else cast(array, dtype, _where(source, names[0])))
+        return np.asarray(array if dtype is None else cast(array, dtype, _where(source, names[0])), order="C")
 
     return values
 
