@@ -31,6 +31,9 @@ class UNetConfig:
     """Width of the conditioning tokens."""
     norm_num_groups: int = 32
     """Groups of every GroupNorm."""
+    mask_channel: Literal["fill", "keep"] = "fill"
+    """What 1 means in the mask channel that the U-Net reads: `fill` as everywhere here and in Stable Diffusion's
+    inpainting model; `keep` for weights that started as Paint by Example."""
 
     def __post_init__(self) -> None:
         require(
@@ -62,7 +65,10 @@ class DINOv2Config:
     __pydantic_config__ = STRICT
 
     image_size: int = 224
-    """Height and width of the reference as the encoder sees it; the position table has a row per patch, one for CLS."""
+    """Height and width of the reference as the encoder sees it."""
+    position_image_size: int | None = None
+    """The image size that the position table is for, if it is another (published weights: 518): the table has a row for
+    each of its patches, and one for CLS, and is interpolated to `image_size`, as in DINOv2's own code."""
     patch_size: int = 14
     """Side of a patch in pixels."""
     hidden_size: int = 1536
@@ -84,6 +90,11 @@ class DINOv2Config:
             f"reference_encoder.image_size = {self.image_size} is not divisible by patch_size = {self.patch_size}",
         )
         require(
+            (self.position_image_size or self.image_size) % self.patch_size == 0,
+            f"reference_encoder.position_image_size = {self.position_image_size} is not divisible by "
+            f"patch_size = {self.patch_size}",
+        )
+        require(
             self.hidden_size % self.num_attention_heads == 0,
             f"reference_encoder.hidden_size = {self.hidden_size} is not divisible by num_attention_heads",
         )
@@ -92,6 +103,11 @@ class DINOv2Config:
     def num_tokens(self) -> int:
         """CLS token and patch tokens together."""
         return (self.image_size // self.patch_size) ** 2 + 1
+
+    @property
+    def num_positions(self) -> int:
+        """Rows of the position table."""
+        return ((self.position_image_size or self.image_size) // self.patch_size) ** 2 + 1
 
 
 @dataclass(frozen=True, kw_only=True)

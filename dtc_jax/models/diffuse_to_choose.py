@@ -268,6 +268,8 @@ class DiffuseToChoose:
             tokens: From `encode_reference`.
             modulations: From `modulations`; None for no hint.
         """
+        if self.config.unet.mask_channel == "keep":
+            mask_latent = 1 - mask_latent
         # The order of Stable Diffusion's inpainting model; Paint by Example has the mask last.
         inputs = jnp.concatenate([noisy_latents, mask_latent, masked_latents], axis=-1)
         return _apply(self.unet, params["unet"], inputs, timesteps, tokens, modulations)

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,6 @@ from dtc_jax.weights.layouts import (
 from dtc_jax.weights.tensor_source import (
     ArraySource,
     LazyTensor,
-    Shape,
     TensorSource,
     WeightsError,
     all_finite,
@@ -45,9 +46,11 @@ from dtc_jax.weights.tensor_source import (
 )
 
 __all__ = [
+    "Differences",
     "Entry",
     "Layout",
     "Shapes",
+    "differences",
     "export_tensors",
     "flax_shapes",
     "ignored_tensors",
@@ -76,7 +79,9 @@ def import_tensors(
         WeightsError: now, if a tensor is missing, unexpected, misshapen or not floating point; when it is read, if it
             holds NaN or infinities.
     """
-    _check(source, torch_shapes(layout, shapes), layout)
+    found = differences(layout, source, shapes)
+    if str(found):
+        raise WeightsError(f"{found.origin}: not what {layout.name} holds: {found}")
     order = {path: number for number, path in enumerate(shapes)}
     tensors: list[LazyTensor] = []
     for entry in layout.entries(shapes):
@@ -129,33 +134,60 @@ def _is_ignored(name: str, layout: Layout) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in layout.ignored)
 
 
-def _check(source: TensorSource, expected: Mapping[str, Shape], layout: Layout) -> None:
-    """Account for every name, shape and kind of type."""
-    found = set(source.keys())
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in source.keys() if name not in expected and not _is_ignored(name, layout)]  # noqa: SIM118
+@dataclass(frozen=True)
+class Differences:
+    """How a source differs from what a layout holds; every list is of names as the source has or would have them.
+
+    Attributes:
+        missing: With the shape expected.
+        unexpected: With their shape.
+        misshapen: With the shape found and the shape expected.
+        not_floating: With their type; integers are no weights.
+        origin: The file of the first tensor that is there and wrong, or else what the user named.
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshapen: tuple[str, ...]
+    not_floating: tuple[str, ...]
+    origin: Path
+
+    def __str__(self) -> str:
+        """One line with the first few of each kind; empty if there are none."""
+        kinds = [
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("misshapen", self.misshapen),
+            ("not floating point", self.not_floating),
+        ]
+        return "; ".join(f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds if names)
+
+
+def differences(layout: Layout, source: TensorSource, shapes: Shapes) -> Differences:
+    """Account for every tensor of a source: name, shape and kind of type."""
+    expected = torch_shapes(layout, shapes)
+    names = source.keys()
+    found = frozenset(names)
+    unexpected = [name for name in names if name not in expected and not _is_ignored(name, layout)]
     present = [name for name in expected if name in found]
     misshapen = [name for name in present if source.shape(name) != expected[name]]
     integer = [name for name in present if not is_float(source.dtype(name))]
-    problems = [
-        _problem("missing", missing, lambda name: f"{source.full_name(name)} {list(expected[name])}"),
-        _problem("unexpected", unexpected, lambda name: f"{source.full_name(name)} {list(source.shape(name))}"),
-        _problem(
-            "misshapen",
-            misshapen,
-            lambda name: f"{source.full_name(name)} is {list(source.shape(name))}, expected {list(expected[name])}",
+    wrong = [*unexpected, *misshapen, *integer]
+    spell = source.full_name
+    return Differences(
+        missing=tuple(f"{spell(name)} {list(expected[name])}" for name in expected if name not in found),
+        unexpected=tuple(f"{spell(name)} {list(source.shape(name))}" for name in unexpected),
+        misshapen=tuple(
+            f"{spell(name)} is {list(source.shape(name))}, expected {list(expected[name])}" for name in misshapen
         ),
-        _problem("not floating point", integer, lambda name: f"{source.full_name(name)} is {source.dtype(name).name}"),
-    ]
-    if any(problems):
-        wrong = [name for name in (*unexpected, *misshapen, *integer)]
-        where = source.origin(wrong[0]) if wrong else source.path
-        raise WeightsError(f"{where}: not what {layout.name} holds: {'; '.join(filter(None, problems))}")
+        not_floating=tuple(f"{spell(name)} is {source.dtype(name).name}" for name in integer),
+        origin=source.origin(wrong[0]) if wrong else source.path,
+    )
 
 
-def _problem(kind: str, names: Sequence[str], describe: Callable[[str], str], count: int = 3) -> str:
+def _first(names: Sequence[str], count: int = 3) -> str:
     more = f", and {len(names) - count} more" if len(names) > count else ""
-    return f"{len(names)} {kind} ({', '.join(map(describe, names[:count]))}{more})" if names else ""
+    return ", ".join(names[:count]) + more
 
 
 def _values(

@@ -66,7 +66,7 @@ def length(names: Iterable[str], pattern: str) -> int:
 
 
 def config_beside(source: TensorSource, class_name: str) -> dict[str, Any] | None:
-    """The config.json beside a file of weights, if it describes the class: diffusers' and transformers' folders have one.
+    """The config.json beside a file of weights, as diffusers and transformers write it, if it describes the class.
 
     Args:
         source: The weights.
