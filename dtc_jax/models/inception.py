@@ -24,9 +24,6 @@ from dtc_jax.models.resize import resize_bilinear
 IMAGE_SIZE = 299
 _EPSILON = 1e-3
 
-Map = Float[Array, "b h w c"]
-Pool = Callable[[Map], Map]
-
 
 class BatchNorm(nn.Module):
     """Batch normalisation with stored statistics, as `torch.nn.BatchNorm2d` in evaluation; never trained here."""
@@ -77,10 +74,10 @@ class BasicConv2d(nn.Module):
         return nn.relu(self.bn(self.conv(x)))
 
 
-def _convolver(divisor: int, dtype: DTypeLike) -> Callable[..., Map]:
+def _convolver(divisor: int, dtype: DTypeLike) -> Callable[..., Array]:
     """A function that makes and applies a named convolution in the block that calls it, its channels divided."""
 
-    def convolve(x: Map, name: str, channels: int, kernel_size: tuple[int, int] = (1, 1), stride: int = 1) -> Map:
+    def convolve(x: Array, name: str, channels: int, kernel_size: tuple[int, int] = (1, 1), stride: int = 1) -> Array:
         return BasicConv2d(channels // divisor, kernel_size, stride, stride == 1, dtype, name=name)(x)
 
     return convolve
@@ -172,7 +169,7 @@ class InceptionE(nn.Module):
 
     divisor: int
     dtype: DTypeLike
-    pool: Pool
+    pool: Callable[[Array], Array]
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
@@ -238,7 +235,7 @@ class InceptionV3(nn.Module):
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(max_pool_3x3(x, stride=2)))
         x = max_pool_3x3(x, stride=2)
-        blocks: tuple[Callable[[Map], Map], ...] = (
+        blocks: tuple[Callable[[Array], Array], ...] = (
             *(self.Mixed_5b, self.Mixed_5c, self.Mixed_5d),
             *(self.Mixed_6a, self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e),
             *(self.Mixed_7a, self.Mixed_7b, self.Mixed_7c),

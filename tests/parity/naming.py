@@ -79,7 +79,8 @@ def torch_to_flax(
 def fill_randomly(module: Any, seed: int = 0) -> None:
     """Give every tensor of a PyTorch module random values of a sane size, in place: nothing stays zero or one.
 
-    Kernels get the variance of their fan-in, norm scales 1 + 0.1 n, biases 0.1 n, other tensors 0.5 n.
+    Kernels get the variance of their fan-in, norm scales 1 + 0.1 n, biases 0.1 n, other tensors 0.5 n; of the buffers,
+    a batch norm's means get 0.1 n and its variances 0.5 to 1.5.
     """
     import torch
 
@@ -96,6 +97,11 @@ def fill_randomly(module: Any, seed: int = 0) -> None:
             else:
                 value = 0.5 * noise
             tensor.copy_(value)
+        for name, buffer in module.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
+            elif name.endswith("running_var"):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
 
 
 def relative_l2(actual: Any, expected: Any) -> float:
