@@ -177,7 +177,7 @@ class ModelConfig:
     """Main U-Net; the hint encoder is a replica of its encoder and middle block."""
     vae: AutoencoderConfig = field(default_factory=AutoencoderKLConfig)
     """Autoencoder between pixels and latents."""
-    reference_encoder: DINOv2Config = DINOv2Config()
+    reference_encoder: DINOv2Config = DINOv2Config(position_image_size=518)
     """Encoder of the reference photo into tokens."""
     vgg: VGGConfig = VGGConfig()
     """Network of the perceptual loss."""

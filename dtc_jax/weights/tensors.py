@@ -35,6 +35,7 @@ __all__ = [
     "ArraySource",
     "LazyTensor",
     "RenamedSource",
+    "SafetensorsFile",
     "Shape",
     "ShardedSource",
     "TensorSource",
