@@ -261,10 +261,15 @@ def _write_file(path: Path, target: Path, described: _Described, metadata: dict[
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor, dtype in described:
-            array = tensor.read()
-            if tuple(array.shape) != tuple(tensor.shape):
-                raise WeightsError(f"{target}: {tensor.name} is {array.shape}, not {tensor.shape}")
-            stored = cast(array, dtype, f"{target}: {tensor.name}")
-            if stored.dtype != dtype:
-                raise WeightsError(f"{target}: {tensor.name} is {stored.dtype}, not {dtype}")
-            file.write(np.ascontiguousarray(stored).view(np.uint8).data if stored.ndim else stored.tobytes())
+            file.write(_bytes_of(tensor, dtype, target))
+
+
+def _bytes_of(tensor: LazyTensor, dtype: np.dtype, target: Path) -> bytes | memoryview:
+    """The values as they are stored. A function of its own, so that no tensor outlives its turn."""
+    array = tensor.read()
+    if tuple(array.shape) != tuple(tensor.shape):
+        raise WeightsError(f"{target}: {tensor.name} is {array.shape}, not {tensor.shape}")
+    stored = cast(array, dtype, f"{target}: {tensor.name}")
+    if stored.dtype != dtype:
+        raise WeightsError(f"{target}: {tensor.name} is {stored.dtype}, not {dtype}")
+    return np.ascontiguousarray(stored).view(np.uint8).data if stored.ndim else stored.tobytes()
