@@ -28,7 +28,9 @@ def interpolation_matrix(source: int, target: int) -> np.ndarray:
     it the table is several percent another.
     """
     matrix = np.zeros((target, source))
-    places = (np.arange(target) + 0.5) * source / (target + _INTERPOLATION_OFFSET) - 0.5
+    # Rounded to float32 where PyTorch does.
+    step = np.float32(source / (target + _INTERPOLATION_OFFSET))
+    places = step * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
     for tap in range(-1, 3):
         index = np.floor(places).astype(int) + tap
         distance = np.abs(places - index)

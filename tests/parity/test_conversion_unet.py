@@ -17,7 +17,7 @@ from dtc_jax.weights import controlnet, unet
 from dtc_jax.weights.detect import detect, detect_networks
 from dtc_jax.weights.mapping import export_tensors, ignored_tensors, import_params, torch_shapes
 from dtc_jax.weights.model_folder import unflatten_params
-from dtc_jax.weights.tensors import ArraySource, WeightsError, open_tensors, with_prefix, write_tensors
+from dtc_jax.weights.tensors import ArraySource, LazyTensor, WeightsError, open_tensors, with_prefix, write_tensors
 from dtc_jax.weights.unet_config import from_diffusers_config, to_diffusers_config
 from tests.parity.naming import fill_randomly, relative_l2
 
@@ -113,6 +113,12 @@ def test_a_single_file_as_diffusers_converts_it(config: UNetConfig, tmp_path: Pa
         dict(as_torch), {"layers_per_block": config.layers_per_block}
     )
     assert_equal(converted, state)
+    if config is SMALL:
+        published(config).save_config(tmp_path / "config")
+        tensors = [LazyTensor(n, a.shape, a.dtype, lambda a=a: a) for n, a in exported.items()]
+        (path,) = write_tensors(tmp_path, "single", tensors)
+        loaded = diffusers.UNet2DConditionModel.from_single_file(str(path), config=str(tmp_path / "config"))
+        assert_equal(loaded.state_dict(), state)
 
     torch.save({"state_dict": as_torch, "global_step": 3}, tmp_path / "model.ckpt")
     source = with_prefix(open_tensors(tmp_path / "model.ckpt"), unet.LDM_PREFIX)
