@@ -29,6 +29,7 @@ from dtc_jax.weights.clip import (
     vision_shapes,
 )
 from dtc_jax.weights.mapping import torch_shapes
+from dtc_jax.weights.model_folder import flatten_params
 from dtc_jax.weights.tensors import ArraySource
 from tests.parity.conversion import assert_exact_round_trip, imported
 from tests.parity.naming import fill_randomly, relative_l2
@@ -285,6 +286,17 @@ def single_file(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         else:
             result[name.replace("uncond_vector", "learnable_vector")] = tensor
     return result
+
+
+def test_paint_by_examples_single_file_holds_the_same() -> None:
+    encoder = paint_by_example_oracle(ENCODER)
+    fill_randomly(encoder, seed=7)
+    state, shapes = encoder.state_dict(), paint_by_example_shapes(ENCODER)
+    expected = flatten_params(imported(state, paint_by_example_layout("model."), shapes))
+    found = flatten_params(imported(single_file(state), PAINT_BY_EXAMPLE_LDM, shapes))
+    assert list(found) == list(expected)
+    for path, array in expected.items():
+        np.testing.assert_array_equal(found[path], array, err_msg=path)
 
 
 def test_paint_by_example_is_found_in_its_single_file() -> None:
