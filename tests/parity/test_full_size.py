@@ -44,7 +44,7 @@ transformers = pytest.importorskip("transformers")
 
 from safetensors.torch import save_file  # noqa: E402 (needs PyTorch)
 
-from tests.parity import oracles  # noqa: E402 (needs PyTorch)
+from tests.parity import facebook, oracles  # noqa: E402 (need PyTorch)
 from tests.parity import test_autoencoder_kl as vae_parity  # noqa: E402
 from tests.parity import test_clip as clip_parity  # noqa: E402
 from tests.parity import test_dinov2 as dinov2_parity  # noqa: E402
@@ -177,7 +177,7 @@ def test_autoencoder(tmp_path: Path) -> None:
     check("AutoencoderKL", tmp_path, module, expected, "vae", config, 83_653_863, actual)
 
 
-def test_dinov2_giant(tmp_path: Path) -> None:
+def test_dinov2_giant_as_transformers_has_it(tmp_path: Path) -> None:
     # The image size of the published position table, which therefore needs no interpolation on either side.
     config = presets.dinov2("giant", image_size=518)
     pixels = normal(2, 518, 518, 3)
@@ -193,7 +193,22 @@ def test_dinov2_giant(tmp_path: Path) -> None:
 
     module = randomized(dinov2_parity.oracle(config))
     found = dataclasses.replace(config, image_size=224, position_image_size=518)
-    check("DINOv2 ViT-g/14", tmp_path, module, expected, "dinov2", found, 1_136_480_768, actual)
+    check("DINOv2 ViT-g/14, transformers", tmp_path, module, expected, "dinov2", found, 1_136_480_768, actual)
+
+
+def test_dinov2_giant_as_facebook_has_it(tmp_path: Path) -> None:
+    # What Diffuse to Choose runs: 224 pixels, the position table of 518 interpolated in Facebook's way.
+    config = dataclasses.replace(presets.dinov2("giant"), position_image_size=518)
+    pixels = normal(2, 224, 224, 3)
+
+    def expected(module: torch.nn.Module) -> Outputs:
+        return {"tokens": module(nchw(pixels)).numpy()}
+
+    def actual(params: dict[str, Any]) -> Outputs:
+        return {"tokens": jax.jit(Dinov2Model(config).apply)(params, pixels)}
+
+    module = randomized(facebook.VisionTransformer(config))
+    check("DINOv2 ViT-g/14, Facebook", tmp_path, module, expected, "dinov2", config, 1_136_480_768, actual)
 
 
 def test_clip_vision_large(tmp_path: Path) -> None:
