@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -230,6 +231,21 @@ def test_inspection_of_a_single_file(tmp_path: Path) -> None:
         detect(source)
     with pytest.raises(WeightsError, match="holds unet, unet_ema, vae, expected vgg"):
         detect(source, "vgg")
+
+
+def test_paint_by_example_in_a_single_file() -> None:
+    config = type(MODEL.unet)(
+        block_out_channels=(32, 64), in_channels=9, attention_levels=(True, False), cross_attention_dim=8
+    )
+    names = {
+        unet.LDM_PREFIX + t.name: t.shape for t in export_tensors(unet.PAINT_BY_EXAMPLE_LDM, zeros(unet.shapes(config)))
+    }
+    plain = detect(source_of(names))
+    assert (plain.layout, plain.config.mask_channel) == (unet.LDM, "fill")
+    own = {"learnable_vector": (1, 1, 768), "proj_out.weight": (768, 1024), "proj_out.bias": (768,)}
+    found = detect(source_of({**names, **own}), "unet")
+    assert found.layout is unet.PAINT_BY_EXAMPLE_LDM and "another order of the input channels" in found.reason
+    assert found.config == dataclasses.replace(config, mask_channel="keep")
 
 
 def zeros(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

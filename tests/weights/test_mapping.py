@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -254,3 +255,20 @@ def test_a_layout_with_another_transform() -> None:
 
 def test_shapes_of_a_tree() -> None:
     assert flax_shapes({"a": {"b": np.ones((2, 3))}, "c": np.ones(4)}) == {"a/b": (2, 3), "c": (4,)}
+
+
+def test_a_conversion_holds_a_tensor_or_two(tmp_path: Path) -> None:
+    count, side = 12, 512
+    shapes = {f"layers_{n}/kernel": (side, side) for n in range(count)}
+    layout = Layout("many layers", rule_entries)
+    arrays = {name: np.zeros(shape, np.float16) for name, shape in torch_shapes(layout, shapes).items()}
+    write_tensors(tmp_path, "torch", [LazyTensor(n, a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()])
+    del arrays
+    tracemalloc.start()
+    tensors = import_tensors(layout, open_tensors(tmp_path / "torch.safetensors"), shapes, np.float32)
+    write_tensors(tmp_path, "flax", tensors)
+    write_tensors(tmp_path, "again", export_tensors(layout, open_tensors(tmp_path / "flax.safetensors"), np.float16))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3.5 * side * side * 4, f"{peak:,} bytes for tensors of {side * side * 4:,}"
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "torch.safetensors").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import sys
 import types
@@ -149,3 +150,16 @@ def test_without_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(WeightsError, match=r"model.pth: reading this file needs PyTorch \(pip install"):
         open_tensors(tmp_path / "model.pth")
+
+
+def test_shards_of_pickles(tmp_path: Path) -> None:
+    tensors = state()
+    parts = {"pytorch_model-00001-of-00002.bin": ["a.weight", "half"], "pytorch_model-00002-of-00002.bin": ["brain"]}
+    for file, names in parts.items():
+        torch.save({name: tensors[name] for name in names}, tmp_path / file)
+    torch.save({"step": 3}, tmp_path / "training_args.bin")
+    weight_map = {name: file for file, names in parts.items() for name in names}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    source = open_tensors(tmp_path)
+    assert set(source.keys()) == set(weight_map)
+    np.testing.assert_array_equal(source.read("half"), tensors["half"].numpy())
