@@ -15,7 +15,14 @@ from dtc_jax.config import UNetConfig
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights import controlnet, unet
 from dtc_jax.weights.detect import detect, detect_networks
-from dtc_jax.weights.mapping import export_tensors, ignored_tensors, import_params, torch_shapes
+from dtc_jax.weights.mapping import (
+    differences,
+    export_tensors,
+    flax_shapes,
+    ignored_tensors,
+    import_params,
+    torch_shapes,
+)
 from dtc_jax.weights.model_folder import unflatten_params
 from dtc_jax.weights.tensors import ArraySource, LazyTensor, WeightsError, open_tensors, with_prefix, write_tensors
 from dtc_jax.weights.unet_config import from_diffusers_config, to_diffusers_config
@@ -258,7 +265,19 @@ def test_stable_diffusion_at_its_published_size(in_channels: int, parameters: in
     assert {name: tensor.shape for name, tensor in converted.items()} == {n: t.shape for n, t in state.items()}
     (found,) = detect_networks(ArraySource({n: np.broadcast_to(np.float16(0), t.shape) for n, t in single.items()}))
     assert (found.network, found.layout, found.config) == ("unet", unet.LDM, config)
-    # Names by which diffusers itself tells these files.
-    for kind in ("v1", "inpainting") if in_channels == 9 else ("v1",):
-        for name in np.atleast_1d(single_file_utils.CHECKPOINT_KEY_NAMES.get(kind, [])):
-            assert str(name).startswith("cond_stage_model.") or name in single, name
+    # The name by which diffusers itself tells such files.
+    assert single_file_utils.CHECKPOINT_KEY_NAMES["v1"] in single
+
+
+def test_a_controlnet_at_its_published_size() -> None:
+    with torch.device("meta"):
+        state = diffusers.ControlNetModel(cross_attention_dim=768).state_dict()
+    source = ArraySource({name: np.broadcast_to(np.float32(0), tensor.shape) for name, tensor in state.items()})
+    found = detect(source)
+    assert (found.layout, found.config) == (
+        controlnet.DIFFUSERS,
+        dataclasses.replace(presets.sd15().unet, in_channels=4),
+    )
+    assert not str(differences(found.layout, source, found.shapes))
+    assert (len(state), len(ignored_tensors(found.layout, source))) == (340, 42)
+    assert found.shapes == flax_shapes(DiffuseToChoose(presets.sd15()).shapes()["hint_encoder"])
