@@ -265,7 +265,7 @@ def test_stable_diffusion_at_its_published_size(in_channels: int, parameters: in
     assert {name: tensor.shape for name, tensor in converted.items()} == {n: t.shape for n, t in state.items()}
     (found,) = detect_networks(ArraySource({n: np.broadcast_to(np.float16(0), t.shape) for n, t in single.items()}))
     assert (found.network, found.layout, found.config) == ("unet", unet.LDM, config)
-    # CompVis/stable-diffusion, openaimodel.py at 21f890f: upsampling is the last of a block's layers, which are a ResBlock
+    # CompVis/stable-diffusion, openaimodel.py at 21f890f: upsampling is the last of a block's layers, after a ResBlock
     # and, but on the lowest level, a transformer. (diffusers would take either index.)
     upsampling = {name for name in ldm if name.endswith(".conv.weight")}
     assert upsampling == {f"output_blocks.{place}.conv.weight" for place in ("2.1", "5.2", "8.2")}
