@@ -49,8 +49,8 @@ pipeline.py, the files beside it, and one file in each folder of a part that dif
 {parts}
 
 `UNet2DConditionModel`, `AutoencoderKL` and `Dinov2Model` load by themselves, too:
-`UNet2DConditionModel.from_pretrained("{folder}", subfolder="unet")`. The U-Net reads {channels} channels: noisy latents,
-mask ({mask} = fill), masked latents. By itself it knows nothing of the hint.{positions}
+`UNet2DConditionModel.from_pretrained("{folder}", subfolder="unet")`. The U-Net reads {channels} channels: noisy
+latents, mask ({mask} = fill), masked latents. By itself it knows nothing of the hint.{positions}
 
 dtc_jax.json is the configuration that it was trained with.
 
@@ -76,7 +76,7 @@ def model_card(checkpoint: Checkpoint, sources: Sequence[Source], dtype: DTypeLi
     names = {"reference_encoder": "image_encoder"}
     origin = {source.network: source.origin for source in sources}
     rows = [
-        f"| {names.get(name, name)} | {_CLASSES.get(name, '')} | {_count(checkpoint, name):,} | {origin.get(name, '')} |"
+        f"| {names.get(name, name)} | {_CLASSES[name]} | {_count(checkpoint, name):,} | {origin.get(name, '')} |"
         for name in checkpoint.networks
         if name != "vgg"
     ]
@@ -154,7 +154,7 @@ def _licence_text(licences: dict[str, list[str]], data: str | None, data_kind: s
         lines.append("- training data: generated, no licence")
     if licences and not known:
         lines.append(
-            "\nWhere the weights came from was not recorded; these are the licences of published weights of these sizes."
+            "\nWhere the weights came from was not recorded: these are licences of published weights of these sizes."
         )
     lines.append("- the code in this folder: Apache-2.0 (dtc-jax)")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What each network becomes in an exported folder: its folder, its class, its configuration, the code that it brings."""
+"""What each network becomes in an exported folder: its folder, its class, its configuration, the code it brings."""
 
 from __future__ import annotations
 

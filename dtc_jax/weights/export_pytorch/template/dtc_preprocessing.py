@@ -1,8 +1,8 @@
 """From a photo, a mask and a reference of any size to what the model takes, and back into the photo.
 
-The model works at one size. The part of the photo round the mask is cut out (`crop_window`) and resized; the reference is
-stitched into the mask's box on a black canvas (`stitch`: the hint) and framed in a white square (`frame_reference`); the
-result is resized back and pasted inside the mask only (`put_back`): no pixel outside it changes.
+The model works at one size. The part of the photo round the mask is cut out (`crop_window`) and resized; the reference
+is stitched into the mask's box on a black canvas (`stitch`: the hint) and framed in a white square (`frame_reference`);
+the result is resized back and pasted inside the mask only (`put_back`): no pixel outside it changes.
 Boxes are half-open: y0, x0, y1, x1.
 """
 

@@ -1,9 +1,9 @@
 """Resizing as OpenCV does it, in numpy: what the model was trained and measured with, without needing OpenCV.
 
 Each resize is a matrix along the rows and one along the columns. `resize_area` is cv2.INTER_AREA (shrinking),
-`resize_cubic` is cv2.INTER_CUBIC of 8-bit images (a = -0.75; OpenCV 4 rounds the weights to 11 bits, which moves a pixel
-in twenty by one level), `resize_nearest` is cv2.INTER_NEAREST; `edge_distance` is cv2.distanceTransform(DIST_L2, 5), up
-to a limit.
+`resize_cubic` is OpenCV 5's cv2.INTER_CUBIC of 8-bit images (a = -0.75; OpenCV 4 rounds the weights to 11 bits, which
+moves one pixel in twenty by one level), `resize_nearest` is cv2.INTER_NEAREST; `edge_distance` is
+cv2.distanceTransform(DIST_L2, 5), up to a limit.
 """
 
 from __future__ import annotations

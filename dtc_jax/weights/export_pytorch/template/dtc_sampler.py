@@ -52,8 +52,8 @@ def _modulate(x: torch.Tensor, part: tuple[torch.Tensor, torch.Tensor]) -> torch
 class DDIMSteps:
     """DDIM (Song et al., 2021) along the scheduler's timesteps, each step leading to the next timestep of the list.
 
-    diffusers' `DDIMScheduler.step` goes to t - T / N instead, which is the same for "leading" timesteps and, for others,
-    not always one that is visited.
+    diffusers' `DDIMScheduler.step` goes to t - T / N instead, which is the same for "leading" timesteps and, for
+    others, not always one that is visited.
     """
 
     def __init__(self, scheduler, num_inference_steps: int, device: torch.device, eta: float):
