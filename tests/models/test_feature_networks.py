@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
+from dtc_jax import presets
 from dtc_jax.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, ConfigError, HEDConfig, InceptionConfig
 from dtc_jax.models.inception import average_pool_3x3, max_pool_3x3
+from dtc_jax.weights import dinov2, vgg
 
 
 def test_averages_leave_the_padding_out() -> None:
@@ -33,6 +38,24 @@ def test_maxima_are_not_lifted_by_the_padding() -> None:
         (lambda: HEDConfig(block_channels=(4,)), "same length"),
     ],
 )
-def test_sizes_that_cannot_work(make, message: str) -> None:
+def test_sizes_that_cannot_work(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_presets_have_the_published_numbers_of_parameters() -> None:
+    """torchvision's convolutions; facebookresearch/dinov2's modules, with positions for 518 pixels."""
+    counted = {
+        "vgg16": vgg.shapes(presets.vgg16()),
+        "vgg19": vgg.shapes(presets.vgg19()),
+        "dinov2 small": dinov2.shapes(presets.dinov2("small", image_size=518)),
+        "dinov2 base": dinov2.shapes(presets.dinov2("base", image_size=518)),
+        "dinov2 large": dinov2.shapes(presets.dinov2("large", image_size=518)),
+    }
+    assert {name: sum(map(math.prod, shapes.values())) for name, shapes in counted.items()} == {
+        "vgg16": 14_714_688,
+        "vgg19": 20_024_384,
+        "dinov2 small": 22_056_576,
+        "dinov2 base": 86_580_480,
+        "dinov2 large": 304_368_640,
+    }
