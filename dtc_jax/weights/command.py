@@ -177,7 +177,7 @@ def run_import(arguments: ImportArguments) -> int:
     def located(name: str | None, *folders: str) -> Path | None:
         return None if name is None else locate(name, folders or ("",), arguments.variant)
 
-    base = located(arguments.base, "unet", "vae")
+    base = located(arguments.base, "unet", "vae", "image_encoder")
     assert base is not None
     parts = Parts(
         base=base,

@@ -50,9 +50,11 @@ def choose_files(files: Sequence[str], folders: Sequence[str], variant: str | No
 
     Args:
         files: All files.
-        folders: The folders that are needed; "" is the root.
+        folders: The folders that are needed; "" is the root, which is taken where there are none of these.
         variant: e.g. `fp16`; None takes the plain files, or where there are none, any.
     """
+    if not any(file.startswith(f"{folder}/") for file in files for folder in folders):
+        folders = ("",)
     chosen: list[str] = []
     for folder in dict.fromkeys(["", *folders]):
         here = [file for file in files if file.rpartition("/")[0] == folder]

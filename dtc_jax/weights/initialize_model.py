@@ -9,32 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
 from dtc_jax.config import ConfigError, DINOv2Config, ExperimentConfig, ModelConfig, VGGConfig, config_to_json
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
-from dtc_jax.models.initialize import RULES, initialize
-from dtc_jax.weights import autoencoder_tiny
-from dtc_jax.weights.detect import detect, detect_networks
 from dtc_jax.weights.diffuse_to_choose import with_more_inputs
 from dtc_jax.weights.export_pytorch import is_exported_folder, open_exported
-from dtc_jax.weights.layouts import Shapes, flax_shapes
+from dtc_jax.weights.layouts import flax_shapes
 from dtc_jax.weights.mapping import import_tensors
 from dtc_jax.weights.model_folder import CONFIG_FILE
 from dtc_jax.weights.new_folder import new_folder
 from dtc_jax.weights.recognition import Detected
 from dtc_jax.weights.sources import Source, imported_from, write_sources
-from dtc_jax.weights.tensors import LazyTensor, WeightsError, open_tensors, write_tensors
+from dtc_jax.weights.starting_parts import (
+    base_networks,
+    fresh,
+    imported,
+    is_taesd,
+    null_tokens,
+    part,
+    replica,
+    taesd,
+    the_network,
+)
+from dtc_jax.weights.tensors import LazyTensor, WeightsError, write_tensors
 
 _NO_LIMIT = 2**62
-_REPLICATED = ("conv_in/", "time_embedding/", "down_blocks_", "mid_block/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,16 +117,16 @@ def start_from(parts: Parts, image_size: int = 512, seed: int = 0) -> Start:
     """What `initialize_model` writes; nothing but names and shapes is read yet."""
     if parts.base.is_dir() and is_exported_folder(parts.base):
         return _from_exported(parts)
-    base = _base_networks(parts.base, parts.variant)
-    unet = _network(base, "unet_ema" if parts.ema else "unet", parts.base)
+    base = base_networks(parts.base, parts.variant)
+    unet = the_network(base, "unet_ema" if parts.ema else "unet", parts.base)
     found = {
-        "vae": None if _is_taesd(parts.vae) else _part(parts.vae, "vae", parts.variant) or base.get("vae"),
-        "reference_encoder": _part(parts.reference_encoder, "dinov2", parts.variant),
-        "vgg": _part(parts.vgg, "vgg", parts.variant),
-        "hint_encoder": _part(parts.hint_encoder, "controlnet", parts.variant),
+        "vae": None if is_taesd(parts.vae) else part(parts.vae, "vae", parts.variant) or base.get("vae"),
+        "reference_encoder": part(parts.reference_encoder, "dinov2", parts.variant),
+        "vgg": part(parts.vgg, "vgg", parts.variant),
+        "hint_encoder": part(parts.hint_encoder, "controlnet", parts.variant),
     }
-    taesd = _taesd(parts.vae) if _is_taesd(parts.vae) else None
-    autoencoder = taesd[0] if taesd else found["vae"]
+    small = taesd(parts.vae) if is_taesd(parts.vae) else None
+    autoencoder = small[0] if small else found["vae"]
     if autoencoder is None:
         raise WeightsError(f"{parts.base}: holds no autoencoder; name one as the vae")
     config = _configuration(parts.base, unet, autoencoder, found, image_size)
@@ -139,10 +141,10 @@ def start_from(parts: Parts, image_size: int = 512, seed: int = 0) -> Start:
         sources.append(source)
 
     def add_imported(network: str, detected: Detected) -> None:
-        add(network, _import(detected, shapes[network]), _source(network, detected))
+        add(network, imported(detected, shapes[network]), _source(network, detected))
 
     def add_fresh(network: str, why: str) -> None:
-        add(network, _fresh(network, shapes[network], model, seed), Source(network=network, origin=why))
+        add(network, fresh(network, shapes[network], model, seed), Source(network=network, origin=why))
 
     tensors = import_tensors(unet.layout, unet.source, unet.shapes)
     unet_source = _source("unet", unet)
@@ -154,18 +156,18 @@ def start_from(parts: Parts, image_size: int = 512, seed: int = 0) -> Start:
         add_imported("hint_encoder", found["hint_encoder"])
     else:
         origin = f"a copy of the unet's encoder and middle, from {unet.source.path}"
-        replica = _replica(networks["unet"], shapes["hint_encoder"])
-        add("hint_encoder", replica, imported_from("hint_encoder", origin, unet.layout.name))
+        copy = replica(networks["unet"], shapes["hint_encoder"])
+        add("hint_encoder", copy, imported_from("hint_encoder", origin, unet.layout.name))
     add_fresh("hint_adapter", "fresh; its last convolution is zero")
     add_fresh("fusion", "fresh: zeros, the identity")
     add_fresh("reference_projection", "fresh")
-    null = _null_tokens(base, shapes["null_tokens"])
+    null = null_tokens(base, shapes["null_tokens"])
     if null is not None:
         add("null_tokens", null, replace(unet_source, network="null_tokens", layout="Paint by Example's null vector"))
     else:
         add_fresh("null_tokens", "fresh")
-    if taesd is not None:
-        add("vae", taesd[1], imported_from("vae", str(parts.vae), taesd[0].layout.name))
+    if small is not None:
+        add("vae", small[1], imported_from("vae", str(parts.vae), small[0].layout.name))
     elif found["vae"] is not None:
         add_imported("vae", found["vae"])
     for network, advice in (("reference_encoder", "DINOv2"), ("vgg", "VGG-19")):
@@ -175,107 +177,6 @@ def start_from(parts: Parts, image_size: int = 512, seed: int = 0) -> Start:
         else:
             add_fresh(network, f"fresh, untrained; give {advice} for anything but a try")
     return Start(config, networks, sources)
-
-
-# ------------------------------------------------------------------------------------------------------------ parts
-
-
-def _base_networks(path: Path, variant: str | None) -> dict[str, Detected]:
-    """Networks of a folder of several, of a single file, or of a folder of one."""
-    if path.is_dir() and any((path / name).is_dir() for name in ("unet", "vae")):
-        sources = [open_tensors(path / name, variant) for name in ("unet", "vae") if (path / name).is_dir()]
-        if (path / "image_encoder").is_dir() and "PaintByExample" in _text(path / "model_index.json"):
-            sources.append(open_tensors(path / "image_encoder", variant))
-    else:
-        sources = [open_tensors(path, variant)]
-    found: dict[str, Detected] = {}
-    for source in sources:
-        found |= {detected.network: detected for detected in detect_networks(source)}
-    return found
-
-
-def _text(path: Path) -> str:
-    return path.read_text(errors="replace") if path.is_file() else ""
-
-
-def _network(found: Mapping[str, Detected], network: str, path: Path) -> Detected:
-    if network not in found:
-        raise WeightsError(f"{path}: holds {', '.join(found)}, expected {network} (Stable Diffusion 1.x)")
-    return found[network]
-
-
-def _part(path: Path | None, network: str, variant: str | None) -> Detected | None:
-    if path is None:
-        return None
-    inner = path / network if network == "vae" and (path / network).is_dir() else path
-    return detect(open_tensors(inner, variant), network)
-
-
-_TAESD_FILES = ("taesd_encoder.safetensors", "taesd_decoder.safetensors")
-
-
-def _is_taesd(path: Path | None) -> bool:
-    return path is not None and all((path / name).is_file() for name in _TAESD_FILES)
-
-
-def _taesd(path: Path | None) -> tuple[Detected, list[LazyTensor]]:
-    """TAESD's two files as one autoencoder."""
-    assert path is not None
-    encoder, decoder = (detect(open_tensors(path / name)) for name in _TAESD_FILES)
-    if decoder.config != encoder.config:
-        raise WeightsError(f"{path}: encoder and decoder are of different sizes")
-    tensors = [*_import(encoder, encoder.shapes), *_import(decoder, decoder.shapes)]
-    whole = replace(encoder, network="vae", shapes=autoencoder_tiny.shapes(encoder.config))
-    return whole, tensors
-
-
-def _import(detected: Detected, wanted: Shapes) -> list[LazyTensor]:
-    """The tensors that the model has (of VGG-19, say, all but the last convolutions).
-
-    Raises:
-        WeightsError: a network of other sizes.
-    """
-    for path, shape in wanted.items():
-        if detected.shapes.get(path) != shape:
-            found = detected.shapes.get(path)
-            what = f"{path} is {list(found)}" if found else f"no {path}"
-            raise WeightsError(f"{detected.source.path}: does not fit the model: {what}, expected {list(shape)}")
-    tensors = import_tensors(detected.layout, detected.source, detected.shapes)
-    return [tensor for tensor in tensors if tensor.name in wanted]
-
-
-def _replica(unet: Sequence[LazyTensor], wanted: Shapes) -> list[LazyTensor]:
-    """The hint encoder: the U-Net's encoder and middle; the first convolution's part that reads the noisy latents."""
-
-    def copied(tensor: LazyTensor) -> LazyTensor:
-        shape = wanted[tensor.name]
-        if tensor.shape == shape:
-            return tensor
-        return replace(tensor, shape=shape, read=lambda: np.ascontiguousarray(tensor.read()[:, :, : shape[2], :]))
-
-    return [copied(tensor) for tensor in unet if tensor.name.startswith(_REPLICATED)]
-
-
-def _null_tokens(base: Mapping[str, Detected], wanted: Shapes) -> list[LazyTensor] | None:
-    """Paint by Example's null vector, if that is what the base is."""
-    encoder = base.get("paint_by_example_encoder")
-    if encoder is None or encoder.shapes["uncond_vector"] != wanted["embedding"]:
-        return None
-    tensors = import_tensors(encoder.layout, encoder.source, encoder.shapes)
-    return [replace(tensor, name="embedding") for tensor in tensors if tensor.name == "uncond_vector"]
-
-
-def _fresh(network: str, shapes: Shapes, config: ModelConfig, seed: int) -> list[LazyTensor]:
-    """As `DiffuseToChoose.init` draws them, one at a time."""
-    last = len(config.hint.adapter_channels)
-    rules = ((rf"^hint_adapter/convs_{last}/kernel$", "zeros"), *RULES)
-
-    def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
-        target: dict[str, Any] = unflatten_dict({f"{network}/{path}": jax.ShapeDtypeStruct(shape, np.float32)}, sep="/")
-        drawn = initialize(target, jax.random.key(seed), rules)
-        return next(iter(flatten_dict(drawn, sep="/").values()))
-
-    return [LazyTensor(path, shape, np.dtype(np.float32), partial(draw, path, shape)) for path, shape in shapes.items()]
 
 
 def _source(network: str, detected: Detected) -> Source:
@@ -318,10 +219,10 @@ def _from_exported(parts: Parts) -> Start:
         for name in networks
     ]
     if parts.vgg is not None:
-        detected = _part(parts.vgg, "vgg", parts.variant)
+        detected = part(parts.vgg, "vgg", parts.variant)
         assert detected is not None
         wanted = flax_shapes(DiffuseToChoose(exported.config.model).shapes()["vgg"])
-        networks["vgg"] = _import(detected, wanted)
+        networks["vgg"] = imported(detected, wanted)
         sources = [*(source for source in sources if source.network != "vgg"), _source("vgg", detected)]
     return Start(exported.config, networks, sources)
 

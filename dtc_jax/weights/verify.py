@@ -152,8 +152,8 @@ def random_inputs(config: ModelConfig, seed: int) -> Arrays:
 
 def _run_pytorch(folder: Path, config: ExperimentConfig, inputs: Arrays, steps: int) -> Outputs:
     try:
-        import torch
         import diffusers
+        import torch
         import transformers
     except ImportError as error:
         raise WeightsError(
