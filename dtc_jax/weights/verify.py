@@ -163,9 +163,8 @@ def _run_pytorch(folder: Path, config: ExperimentConfig, inputs: Arrays, steps: 
         library.logging.set_verbosity_error()
         library.logging.disable_progress_bar()
     try:
-        pipe: Any = diffusers.DiffusionPipeline.from_pretrained(
-            str(folder), trust_remote_code=True, torch_dtype=torch.float32
-        )
+        pipe: Any = diffusers.DiffusionPipeline.from_pretrained(str(folder), trust_remote_code=True)
+        pipe.to(torch.float32)
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{folder}: diffusers cannot load it ({reason})") from None

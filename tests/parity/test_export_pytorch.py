@@ -18,8 +18,8 @@ import transformers
 from dtc_jax.config import (
     AutoencoderKLConfig,
     DataConfig,
-    DINOv2Config,
     DiffusionConfig,
+    DINOv2Config,
     ExperimentConfig,
     HintConfig,
     ModelConfig,
