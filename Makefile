@@ -15,7 +15,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: help demo test test-slow lint format typecheck mutants wheel clean
+.PHONY: help demo test test-slow test-full lint format typecheck mutants wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -53,6 +53,9 @@ typecheck: $(VENV)/.installed-dev  ## Check the types
 
 test-slow: $(VENV)/.installed-dev  ## Run the full-size and long tests too
 	$(BIN)/python -m pytest -m "slow or not slow" --timeout=3600
+
+test-full: $(VENV)/.installed-dev  ## Compare every network at its published size with PyTorch (20 GiB of memory)
+	$(BIN)/python -m pytest -s -m slow --timeout=3600 tests/parity/test_full_size.py
 
 mutants: $(VENV)/.installed-dev  ## Break the code in known ways, one at a time, and see the tests go red
 	$(BIN)/python scripts/mutants.py --jobs $(JOBS)

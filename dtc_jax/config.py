@@ -16,24 +16,30 @@ from typing import Literal
 
 import pydantic
 
-from dtc_jax.model_config import (
-    STRICT,
+from dtc_jax.autoencoder_config import (
     AutoencoderConfig,
     AutoencoderKLConfig,
-    ConfigError,
-    DINOv2Config,
-    FusionConfig,
-    HintConfig,
-    ModelConfig,
+    AutoencoderTinyConfig,
     PatchAutoencoderConfig,
-    UNetConfig,
-    VGGConfig,
-    require,
 )
+from dtc_jax.config_base import STRICT, ConfigError, require
+from dtc_jax.feature_config import (
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    HEDConfig,
+    InceptionConfig,
+    PaintByExampleEncoderConfig,
+)
+from dtc_jax.model_config import DINOv2Config, FusionConfig, HintConfig, ModelConfig, UNetConfig, VGGConfig
 
 __all__ = [
     "AutoencoderConfig",
     "AutoencoderKLConfig",
+    "AutoencoderTinyConfig",
+    "CLIPConfig",
+    "CLIPTextConfig",
+    "CLIPVisionConfig",
     "ConfigError",
     "DINOv2Config",
     "DataConfig",
@@ -41,10 +47,13 @@ __all__ = [
     "EMAConfig",
     "ExperimentConfig",
     "FusionConfig",
+    "HEDConfig",
     "HintConfig",
+    "InceptionConfig",
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "PaintByExampleEncoderConfig",
     "PatchAutoencoderConfig",
     "SamplingConfig",
     "TrainingConfig",

@@ -21,13 +21,13 @@ import tyro
 from tqdm import tqdm
 
 import dtc_jax
+from dtc_jax.arguments import UsageError, parse_arguments
 from dtc_jax.config import ConfigError
 from dtc_jax.evaluation.cases import NUM_DISTRACTORS
 from dtc_jax.evaluation.examples import MANIFEST_FILE, example_cases, write_examples
 from dtc_jax.evaluation.fidelity import HIDDEN_TRUTH, describe_device, score_results
 from dtc_jax.evaluation.generators import describe_settings
 from dtc_jax.evaluation.report import Scores, markdown_table, summarize, write_json
-from dtc_jax.inference.arguments import UsageError, parse_arguments
 from dtc_jax.inference.images import InputError, read_scene, write_image
 from dtc_jax.inference.manifest import Case, read_manifest
 from dtc_jax.inference.pipeline import Pipeline

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-import pydantic
-
-STRICT: pydantic.ConfigDict = {"extra": "forbid"}
-"""Unknown fields in a config.json are errors."""
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot work; the message says which field and what to change."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise a ConfigError with this message unless the condition holds."""
-    if not condition:
-        raise ConfigError(message)
+from dtc_jax.autoencoder_config import AutoencoderConfig, AutoencoderKLConfig
+from dtc_jax.config_base import STRICT, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +31,9 @@ class UNetConfig:
     """Width of the conditioning tokens."""
     norm_num_groups: int = 32
     """Groups of every GroupNorm."""
+    mask_channel: Literal["fill", "keep"] = "fill"
+    """What 1 means in the mask channel that the U-Net reads: `fill` as everywhere here and in Stable Diffusion's
+    inpainting model; `keep` for weights that started as Paint by Example."""
 
     def __post_init__(self) -> None:
         require(
@@ -68,87 +59,16 @@ class UNetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderKLConfig:
-    """Sizes of the variational autoencoder, named after diffusers' `AutoencoderKL`; defaults are SD1.5's."""
-
-    __pydantic_config__ = STRICT
-
-    kind: Literal["kl"] = "kl"
-    """Tells the kinds of autoencoder apart in config.json."""
-    in_channels: int = 3
-    """Channels of the image."""
-    latent_channels: int = 4
-    """Channels of the latents."""
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    """Channels of each level; each level but the last halves the resolution."""
-    layers_per_block: int = 2
-    """ResNet blocks per level of the encoder (the decoder has one more)."""
-    norm_num_groups: int = 32
-    """Groups of every GroupNorm."""
-    mid_block_add_attention: bool = True
-    """One single-head self-attention in the middle of encoder and decoder."""
-    scaling_factor: float = 0.18215
-    """Latents are multiplied by this, so that their standard deviation is about one."""
-
-    def __post_init__(self) -> None:
-        for channels in self.block_out_channels:
-            require(
-                channels % self.norm_num_groups == 0,
-                f"vae.block_out_channels: {channels} is not divisible by vae.norm_num_groups = {self.norm_num_groups}",
-            )
-
-    @property
-    def factor(self) -> int:
-        """Pixels per latent, along each side."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchAutoencoderConfig:
-    """Sizes of the tiny model's autoencoder: a linear map of patches, corrected by convolutions at the latents' size.
-
-    At a few hundred thousand parameters it keeps more than an `AutoencoderKL` of the same cost (docs/architecture.md).
-    """
-
-    __pydantic_config__ = STRICT
-
-    kind: Literal["patch"] = "patch"
-    """Tells the kinds of autoencoder apart in config.json."""
-    in_channels: int = 3
-    """Channels of the image."""
-    latent_channels: int = 8
-    """Channels of the latents."""
-    patch_size: int = 4
-    """Side of a patch in pixels: one latent place."""
-    hidden_channels: int = 64
-    """Width of the convolutions."""
-    num_blocks: int = 2
-    """Residual blocks of two convolutions, in the encoder and in the decoder."""
-    scaling_factor: float = 1.0
-    """Latents are multiplied by this, so that their standard deviation is about one."""
-
-    def __post_init__(self) -> None:
-        size = self.patch_size
-        require(size > 0 and size & (size - 1) == 0, f"vae.patch_size = {size} must be a power of 2")
-
-    @property
-    def factor(self) -> int:
-        """Pixels per latent, along each side."""
-        return self.patch_size
-
-
-AutoencoderConfig = AutoencoderKLConfig | PatchAutoencoderConfig
-"""Either autoencoder; they share encode, decode and scaling."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class DINOv2Config:
     """Sizes of the reference encoder, named after transformers' `Dinov2Config`; defaults: ViT-g/14 at 224 pixels."""
 
     __pydantic_config__ = STRICT
 
     image_size: int = 224
-    """Height and width of the reference as the encoder sees it; the position table has a row per patch, one for CLS."""
+    """Height and width of the reference as the encoder sees it."""
+    position_image_size: int | None = None
+    """The image size that the position table is for, if it is another (published weights: 518): the table has a row for
+    each of its patches, and one for CLS, and is interpolated to `image_size`, as in DINOv2's own code."""
     patch_size: int = 14
     """Side of a patch in pixels."""
     hidden_size: int = 1536
@@ -170,6 +90,11 @@ class DINOv2Config:
             f"reference_encoder.image_size = {self.image_size} is not divisible by patch_size = {self.patch_size}",
         )
         require(
+            (self.position_image_size or self.image_size) % self.patch_size == 0,
+            f"reference_encoder.position_image_size = {self.position_image_size} is not divisible by "
+            f"patch_size = {self.patch_size}",
+        )
+        require(
             self.hidden_size % self.num_attention_heads == 0,
             f"reference_encoder.hidden_size = {self.hidden_size} is not divisible by num_attention_heads",
         )
@@ -178,6 +103,11 @@ class DINOv2Config:
     def num_tokens(self) -> int:
         """CLS token and patch tokens together."""
         return (self.image_size // self.patch_size) ** 2 + 1
+
+    @property
+    def num_positions(self) -> int:
+        """Rows of the position table."""
+        return ((self.position_image_size or self.image_size) // self.patch_size) ** 2 + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,9 +175,9 @@ class ModelConfig:
     """Height and width of scene, mask and hint in pixels."""
     unet: UNetConfig = UNetConfig()
     """Main U-Net; the hint encoder is a replica of its encoder and middle block."""
-    vae: AutoencoderConfig = AutoencoderKLConfig()
+    vae: AutoencoderConfig = field(default_factory=AutoencoderKLConfig)
     """Autoencoder between pixels and latents."""
-    reference_encoder: DINOv2Config = DINOv2Config()
+    reference_encoder: DINOv2Config = DINOv2Config(position_image_size=518)
     """Encoder of the reference photo into tokens."""
     vgg: VGGConfig = VGGConfig()
     """Network of the perceptual loss."""

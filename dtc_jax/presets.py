@@ -1,12 +1,25 @@
-"""Sizes of the networks: `sd15` (the paper's), `tiny` (the shipped model's), `test` (the smallest with every part)."""
+"""Sizes of the networks.
+
+Whole models: `sd15` (the paper's), `tiny` (the shipped model's), `test` (the smallest with every part). Single networks
+at the sizes in which they are published: the rest.
+"""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from dtc_jax.config import (
     AutoencoderKLConfig,
+    AutoencoderTinyConfig,
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
     DINOv2Config,
+    HEDConfig,
     HintConfig,
+    InceptionConfig,
     ModelConfig,
+    PaintByExampleEncoderConfig,
     PatchAutoencoderConfig,
     UNetConfig,
     VGGConfig,
@@ -73,3 +86,72 @@ def test() -> ModelConfig:
         vgg=VGGConfig(block_channels=(4, 4, 8, 8, 8), convolutions_per_block=(2, 2, 2, 2, 2)),
         hint=HintConfig(adapter_channels=(4, 4, 8)),
     )
+
+
+def autoencoder_kl() -> AutoencoderKLConfig:
+    """Stable Diffusion 1.5's autoencoder."""
+    return AutoencoderKLConfig()
+
+
+def taesd() -> AutoencoderTinyConfig:
+    """TAESD for the latents of Stable Diffusion 1.x."""
+    return AutoencoderTinyConfig()
+
+
+def dinov2(size: Literal["small", "base", "large", "giant"] = "giant", image_size: int = 224) -> DINOv2Config:
+    """DINOv2 with patches of 14 pixels (facebookresearch/dinov2, dinov2/models/vision_transformer.py)."""
+    width, layers, heads = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}.get(
+        size, (1536, 40, 24)
+    )
+    return DINOv2Config(
+        image_size=image_size,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        use_swiglu_ffn=size == "giant",
+    )
+
+
+def vgg16() -> VGGConfig:
+    """VGG-16 (Simonyan and Zisserman, 2015, table 1, D)."""
+    return VGGConfig(convolutions_per_block=(2, 2, 3, 3, 3))
+
+
+def vgg19() -> VGGConfig:
+    """VGG-19 (Simonyan and Zisserman, 2015, table 1, E)."""
+    return VGGConfig()
+
+
+def clip_vit_large_patch14() -> CLIPConfig:
+    """CLIP ViT-L/14 at 224 pixels; its image encoder is Paint by Example's, its text encoder Stable Diffusion 1.5's."""
+    return CLIPConfig()
+
+
+def clip_vit_base_patch32() -> CLIPConfig:
+    """CLIP ViT-B/32 at 224 pixels: the CLIP score's."""
+    return CLIPConfig(
+        vision=CLIPVisionConfig(
+            patch_size=32,
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            projection_dim=512,
+        ),
+        text=CLIPTextConfig(hidden_size=512, intermediate_size=2048, num_attention_heads=8, projection_dim=512),
+    )
+
+
+def paint_by_example_encoder() -> PaintByExampleEncoderConfig:
+    """Paint by Example's image encoder."""
+    return PaintByExampleEncoderConfig()
+
+
+def fid_inception() -> InceptionConfig:
+    """The InceptionV3 of the Frechet inception distance."""
+    return InceptionConfig()
+
+
+def controlnet_hed() -> HEDConfig:
+    """ControlNet's HED."""
+    return HEDConfig()

@@ -27,15 +27,29 @@ jax.config.update("jax_num_cpu_devices", 8)
 jaxtyping.install_import_hook("dtc_jax", "tests.shapes.check_arrays")
 
 
+def _optional_folder(name: str, variable: str, file: str) -> Path:
+    """A folder that is not part of the project: named by a variable, or `shared/NAME` in or beside the checkout."""
+    named = os.environ.get(variable)
+    candidates = [Path(named)] if named else [folder / "shared" / name for folder in (ROOT, ROOT.parent)]
+    for candidate in candidates:
+        if (candidate / file).is_file():
+            return candidate
+    pytest.skip(f"no {file}: none in {' or '.join(map(str, candidates))}; set {variable}")
+
+
 @pytest.fixture(scope="session")
 def real_inputs() -> Path:
     """Folder of real photographs (scene, mask, reference) that are not part of the project, because of their licences.
 
     Looked for in the environment variable DTC_JAX_REAL_INPUTS, then as `shared/real_inputs` in or beside the checkout.
     """
-    named = os.environ.get("DTC_JAX_REAL_INPUTS")
-    candidates = [Path(named)] if named else [folder / "shared" / "real_inputs" for folder in (ROOT, ROOT.parent)]
-    for candidate in candidates:
-        if (candidate / "cases.json").is_file():
-            return candidate
-    pytest.skip(f"no real photographs: none in {' or '.join(map(str, candidates))}; set DTC_JAX_REAL_INPUTS")
+    return _optional_folder("real_inputs", "DTC_JAX_REAL_INPUTS", "cases.json")
+
+
+@pytest.fixture(scope="session")
+def real_weights() -> Path:
+    """Folder of published weights (TAESD's two files) that are not part of the project.
+
+    Looked for in the environment variable DTC_JAX_REAL_WEIGHTS, then as `shared/real_weights`, like the photographs.
+    """
+    return _optional_folder("real_weights", "DTC_JAX_REAL_WEIGHTS", "taesd_encoder.safetensors")

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
+from dtc_jax.arguments import UsageError, parse_arguments
 from dtc_jax.config import ConfigError, ModelConfig
-from dtc_jax.inference.arguments import UsageError, parse_arguments
 from dtc_jax.inference.generate import sampler_settings
 from dtc_jax.inference.images import InputError, check_output, read_profile, write_image
 from dtc_jax.inference.manifest import Case, read_manifest

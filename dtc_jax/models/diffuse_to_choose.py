@@ -20,9 +20,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num
 
-from dtc_jax.config import ModelConfig, PatchAutoencoderConfig
+from dtc_jax.config import AutoencoderKLConfig, AutoencoderTinyConfig, ModelConfig
 from dtc_jax.models import conditioning
 from dtc_jax.models.autoencoder_kl import AutoencoderKL, sample_posterior, scale, unscale
+from dtc_jax.models.autoencoder_tiny import AutoencoderTiny
 from dtc_jax.models.dinov2 import Dinov2Model
 from dtc_jax.models.fusion import Feature, Fusion, Modulation, keep_modulations
 from dtc_jax.models.hint import HintAdapter, HintEncoder, replicate_encoder
@@ -77,11 +78,13 @@ class DiffuseToChoose:
         return conditioning.reference_projection(self.config, self.dtype)
 
     @property
-    def vae(self) -> AutoencoderKL | PatchAutoencoder:
+    def vae(self) -> AutoencoderKL | AutoencoderTiny | PatchAutoencoder:
         """Autoencoder."""
-        if isinstance(self.config.vae, PatchAutoencoderConfig):
-            return PatchAutoencoder(self.config.vae, self.dtype)
-        return AutoencoderKL(self.config.vae, self.dtype)
+        if isinstance(self.config.vae, AutoencoderKLConfig):
+            return AutoencoderKL(self.config.vae, self.dtype)
+        if isinstance(self.config.vae, AutoencoderTinyConfig):
+            return AutoencoderTiny(self.config.vae, self.dtype)
+        return PatchAutoencoder(self.config.vae, self.dtype)
 
     @property
     def reference_encoder(self) -> Dinov2Model:
@@ -265,6 +268,8 @@ class DiffuseToChoose:
             tokens: From `encode_reference`.
             modulations: From `modulations`; None for no hint.
         """
+        if self.config.unet.mask_channel == "keep":
+            mask_latent = 1 - mask_latent
         # The order of Stable Diffusion's inpainting model; Paint by Example has the mask last.
         inputs = jnp.concatenate([noisy_latents, mask_latent, masked_latents], axis=-1)
         return _apply(self.unet, params["unet"], inputs, timesteps, tokens, modulations)

@@ -8,11 +8,54 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dtc_jax.config import DINOv2Config
 from dtc_jax.models.layers import Conv2d, Dense, LayerNorm, attention, merge_heads, split_heads
+
+_INTERPOLATION_OFFSET = 0.1
+_CUBIC = -0.75
+
+
+def interpolation_matrix(source: int, target: int) -> np.ndarray:
+    """How DINOv2 resizes its position table along one axis, as a matrix [target, source], float32.
+
+    `torch.nn.functional.interpolate(mode="bicubic", scale_factor=(target + 0.1) / source)`, no antialiasing: place i
+    reads at (i + 0.5) * source / (target + 0.1) - 0.5, the cubic kernel has a = -0.75, the border is repeated.
+    The 0.1 is `interpolate_offset` of facebookresearch/dinov2 at b8931f7 (dinov2/models/vision_transformer.py); without
+    it the table is several percent another.
+    """
+    matrix = np.zeros((target, source))
+    # Rounded to float32 where PyTorch does.
+    step = np.float32(source / (target + _INTERPOLATION_OFFSET))
+    places = step * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
+    for tap in range(-1, 3):
+        index = np.floor(places).astype(int) + tap
+        distance = np.abs(places - index)
+        near = ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance**2 + 1
+        far = ((_CUBIC * distance - 5 * _CUBIC) * distance + 8 * _CUBIC) * distance - 4 * _CUBIC
+        weights = np.where(distance <= 1, near, far)
+        np.add.at(matrix, (np.arange(target), index.clip(0, source - 1)), weights)
+    return matrix.astype(np.float32)
+
+
+def interpolate_positions(table: Float[Array, "1 n c"], config: DINOv2Config) -> Float[Array, "1 m c"]:
+    """The position table at the encoder's image size, CLS first.
+
+    Args:
+        table: `config.num_positions` rows.
+        config: Its sizes; where both image sizes are equal the table is returned as it is.
+    """
+    target = config.image_size // config.patch_size
+    source = (config.position_image_size or config.image_size) // config.patch_size
+    if source == target:
+        return table
+    matrix = interpolation_matrix(source, target)
+    grid = table[0, 1:].reshape(source, source, -1)
+    resized = jnp.einsum("ip,jq,pqc->ijc", matrix, matrix, grid, precision=jax.lax.Precision.HIGHEST)
+    return jnp.concatenate([table[:, :1], resized.reshape(1, target * target, -1)], axis=1)
 
 
 class _PatchEmbeddings(nn.Module):
@@ -43,7 +86,7 @@ class _Embeddings(nn.Module):
         # Used by DINOv2's own training only; here so that the parameters are the published ones.
         self.mask_token = self.param("mask_token", nn.initializers.zeros, (1, width), jnp.float32)
         self.position_embeddings = self.param(
-            "position_embeddings", normal, (1, self.config.num_tokens, width), jnp.float32
+            "position_embeddings", normal, (1, self.config.num_positions, width), jnp.float32
         )
         self.patch_embeddings = _PatchEmbeddings(self.config, self.dtype)
 
@@ -51,7 +94,7 @@ class _Embeddings(nn.Module):
         patches = self.patch_embeddings(pixels)
         cls_token = jnp.broadcast_to(self.cls_token, (patches.shape[0], 1, patches.shape[-1])).astype(self.dtype)
         tokens = jnp.concatenate([cls_token, patches], axis=1)
-        return tokens + self.position_embeddings.astype(self.dtype)
+        return tokens + interpolate_positions(self.position_embeddings, self.config).astype(self.dtype)
 
 
 class _SelfAttention(nn.Module):
@@ -178,7 +221,7 @@ class Dinov2Model(nn.Module):
     """DINOv2 without registers, from pixels to tokens.
 
     Attributes:
-        config: Sizes; the position table has `config.num_tokens` rows and is used as it is.
+        config: Sizes; the position table has `config.num_positions` rows.
         dtype: Type of the arithmetic and of the tokens.
     """
 
@@ -197,7 +240,7 @@ class Dinov2Model(nn.Module):
             pixels: RGB, already normalised by ImageNet's mean and standard deviation, `config.image_size` on each side.
 
         Raises:
-            ValueError: the images have another size. (Positions are interpolated once, when weights are imported.)
+            ValueError: the images have another size.
         """
         size = self.config.image_size
         height, width = pixels.shape[1:3]

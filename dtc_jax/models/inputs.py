@@ -11,6 +11,8 @@ from dtc_jax.config import ModelConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def normalize_image(image: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
@@ -22,6 +24,12 @@ def normalize_reference(reference: UInt8[Array, "b h w 3"]) -> Float[Array, "b h
     """0..255 to zero mean and unit variance over ImageNet, DINOv2's range."""
     mean, std = jnp.asarray(IMAGENET_MEAN, jnp.float32), jnp.asarray(IMAGENET_STD, jnp.float32)
     return (reference.astype(jnp.float32) / 255 - mean) / std
+
+
+def normalize_clip(image: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+    """0..255 to zero mean and unit variance over the images that CLIP was trained on, CLIP's range."""
+    mean, std = jnp.asarray(CLIP_MEAN, jnp.float32), jnp.asarray(CLIP_STD, jnp.float32)
+    return (image.astype(jnp.float32) / 255 - mean) / std
 
 
 def normalize_batch(batch: Mapping[str, Array], config: ModelConfig) -> dict[str, Array]:

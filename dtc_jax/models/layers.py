@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 class Conv2d(nn.Module):
@@ -18,7 +18,7 @@ class Conv2d(nn.Module):
 
     Attributes:
         features: Output channels.
-        kernel_size: Side of the kernel.
+        kernel_size: Side of the kernel, or (height, width).
         stride: Step along height and width.
         padding: Zeros on every side, or ((top, bottom), (left, right)).
         zero_init: Start from zeros (ControlNet's zero convolutions) instead of a scaled normal.
@@ -26,7 +26,7 @@ class Conv2d(nn.Module):
     """
 
     features: int
-    kernel_size: int = 3
+    kernel_size: int | tuple[int, int] = 3
     stride: int = 1
     padding: int | tuple[tuple[int, int], tuple[int, int]] = 1
     use_bias: bool = True
@@ -36,13 +36,14 @@ class Conv2d(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        size = (self.kernel_size,) * 2 if isinstance(self.kernel_size, int) else self.kernel_size
+        shape = (*size, x.shape[-1], self.features)
         kernel = self.param("kernel", init, shape, jnp.float32).astype(self.dtype)
         padding = self.padding
         if isinstance(padding, int):
             padding = ((padding, padding), (padding, padding))
         x = x.astype(self.dtype)
-        if self.kernel_size == 1 and self.stride == 1:
+        if size == (1, 1) and self.stride == 1:
             y = (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], self.features)
         else:
             y = jax.lax.conv_general_dilated(
@@ -123,12 +124,20 @@ class LayerNorm(nn.Module):
 
 
 def attention(
-    query: Float[Array, "b q heads d"], key: Float[Array, "b k heads d"], value: Float[Array, "b k heads d"]
+    query: Float[Array, "b q heads d"],
+    key: Float[Array, "b k heads d"],
+    value: Float[Array, "b k heads d"],
+    mask: Bool[Array, "q k"] | None = None,
 ) -> Float[Array, "b q heads d"]:
-    """Scaled dot-product attention, softmax in float32 (Vaswani et al., 2017, equation 1)."""
+    """Scaled dot-product attention, softmax in float32 (Vaswani et al., 2017, equation 1).
+
+    Queries see only keys where `mask` is true; every query must see one.
+    """
     scale = query.shape[-1] ** -0.5
     query, key, value = (x.swapaxes(1, 2) for x in (query * jnp.asarray(scale, query.dtype), key, value))
     scores = jnp.matmul(query, key.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
     # Divided by the sum after the product with the values, where there is less to divide.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1, keepdims=True)

@@ -13,7 +13,7 @@ KeysValues = tuple[Float[Array, "b k heads d"], Float[Array, "b k heads d"]]
 
 
 class Attention(nn.Module):
-    """Multi-head attention with diffusers' names: to_q, to_k, to_v (no biases) and to_out_0.
+    """Multi-head attention with diffusers' names: to_q, to_k, to_v and to_out_0.
 
     Keys and values are a method of their own: those of the tokens are the same at every step of a sampling loop.
 
@@ -21,16 +21,18 @@ class Attention(nn.Module):
         features: Channels of the queries and of the output.
         num_heads: Heads; each has features / num_heads channels.
         dtype: Type of the arithmetic.
+        use_bias: Biases in to_q, to_k and to_v; the U-Net has none.
     """
 
     features: int
     num_heads: int
     dtype: DTypeLike = jnp.float32
+    use_bias: bool = False
 
     def setup(self) -> None:
-        self.to_q = Dense(self.features, use_bias=False, dtype=self.dtype)
-        self.to_k = Dense(self.features, use_bias=False, dtype=self.dtype)
-        self.to_v = Dense(self.features, use_bias=False, dtype=self.dtype)
+        self.to_q = Dense(self.features, use_bias=self.use_bias, dtype=self.dtype)
+        self.to_k = Dense(self.features, use_bias=self.use_bias, dtype=self.dtype)
+        self.to_v = Dense(self.features, use_bias=self.use_bias, dtype=self.dtype)
         self.to_out = [Dense(self.features, dtype=self.dtype)]
 
     def keys_values(self, context: Float[Array, "b k c"]) -> KeysValues:

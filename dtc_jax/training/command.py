@@ -16,8 +16,8 @@ from typing import Annotated
 import jax
 import tyro
 
+from dtc_jax.arguments import UsageError, parse_arguments
 from dtc_jax.config import ConfigError, ExperimentConfig
-from dtc_jax.inference.arguments import UsageError, parse_arguments
 from dtc_jax.weights.model_folder import ModelFolderError
 
 

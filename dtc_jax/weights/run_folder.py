@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -70,8 +71,12 @@ def is_unfinished_run(folder: Path) -> bool:
     return (folder / "checkpoints").is_dir() and not is_model_folder(folder / "model")
 
 
-def load_run_folder(folder: Path) -> tuple[ExperimentConfig, Params]:
-    """The moving average of a run's newest checkpoint with its frozen networks, as numpy arrays.
+def load_run_folder(folder: Path, weights: Literal["ema", "params"] = "ema") -> tuple[ExperimentConfig, Params]:
+    """What a run's newest checkpoint holds, with its frozen networks, as numpy arrays.
+
+    Args:
+        folder: The run folder.
+        weights: The moving average of the trained parameters, or the parameters themselves.
 
     Raises:
         ModelFolderError: the run has written no checkpoint yet.
@@ -83,8 +88,8 @@ def load_run_folder(folder: Path) -> tuple[ExperimentConfig, Params]:
             raise ModelFolderError(f"{folder}: this run has written no checkpoint yet")
         item = manager.directory / str(step) / "state"
     with ocp.PyTreeCheckpointer() as reader:
-        stored = reader.metadata(item).item_metadata.tree["ema"]
-        wanted = {"ema": {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in stored.items()}}
+        stored = reader.metadata(item).item_metadata.tree[weights]
+        wanted = {weights: {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in stored.items()}}
         restored = reader.restore(
             item,
             args=ocp.args.PyTreeRestore(
@@ -96,4 +101,4 @@ def load_run_folder(folder: Path) -> tuple[ExperimentConfig, Params]:
     frozen: Params = {}
     if is_model_folder(folder / "frozen"):
         frozen = flatten_params(load_model_folder(folder / "frozen")[1])
-    return config, unflatten_params({**frozen, **restored["ema"]})
+    return config, unflatten_params({**frozen, **restored[weights]})

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtc_jax import presets
 from dtc_jax.config import UNetConfig
 from dtc_jax.models.unet import UNet2DConditionModel, feature_channels
-from tests.parity.naming import fill_randomly, relative_l2, torch_to_flax
+from dtc_jax.weights import unet
+from dtc_jax.weights.unet_config import to_diffusers_config
+from tests.parity.conversion import imported
+from tests.parity.naming import fill_randomly, relative_l2
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -42,25 +41,7 @@ OTHER = UNetConfig(
 
 def published(config: UNetConfig) -> torch.nn.Module:
     """diffusers' module of the same sizes."""
-    with_attention = config.attention_levels
-    return diffusers.UNet2DConditionModel(
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        block_out_channels=config.block_out_channels,
-        layers_per_block=config.layers_per_block,
-        down_block_types=tuple("CrossAttnDownBlock2D" if has else "DownBlock2D" for has in with_attention),
-        up_block_types=tuple("CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(with_attention)),
-        attention_head_dim=config.num_attention_heads,
-        cross_attention_dim=config.cross_attention_dim,
-        norm_num_groups=config.norm_num_groups,
-    ).eval()
-
-
-def shapes_of(config: UNetConfig) -> dict:
-    """Flax parameters' shapes, without memory."""
-    size = config.downsampling
-    inputs = jnp.zeros((1, size, size, config.in_channels)), jnp.zeros(1), jnp.zeros((1, 1, config.cross_attention_dim))
-    return jax.eval_shape(UNet2DConditionModel(config).init, jax.random.key(0), *inputs)["params"]
+    return diffusers.UNet2DConditionModel.from_config(to_diffusers_config(config)).eval()
 
 
 def nchw(x: np.ndarray) -> torch.Tensor:
@@ -111,43 +92,16 @@ def test_every_feature_and_the_output(config: UNetConfig) -> None:
         middle = model.middle(x, temb, tokens)
         return (*skips, middle), model.decode(middle, skips, temb, tokens)
 
-    apply = jax.jit(lambda params, *args: model.apply({"params": params}, *args, method=run))
+    apply = jax.jit(lambda variables, *args: model.apply(variables, *args, method=run))
     module = published(config)
     fill_randomly(module)
     for _ in range(2):
-        params = torch_to_flax(module.state_dict(), shapes_of(config))
+        variables = imported(module.state_dict(), unet.DIFFUSERS, unet.shapes(config))
         expected_features, expected = run_published(module, inputs, timesteps, tokens)
-        features, output = apply(params, inputs, timesteps, tokens)
+        features, output = apply(variables, inputs, timesteps, tokens)
         assert [feature.shape[-1] for feature in features] == list(feature_channels(config))
         errors = [relative_l2(a, b) for a, b in zip(features, expected_features, strict=True)]
         assert max(errors) <= TOLERANCE, errors
         assert relative_l2(output, expected) <= TOLERANCE
         assert np.std(expected) > 0.1
         shrink_activations(module, 2e-3)
-
-
-def test_sd15_has_the_published_names_and_shapes() -> None:
-    config = dataclasses.replace(presets.sd15().unet, in_channels=4)
-    shapes = shapes_of(config)
-    with torch.device("meta"):
-        expected = published(config).state_dict()
-    # One zero per tensor, strided to its shape: no memory.
-    torch_to_flax({name: np.broadcast_to(np.float32(0), tensor.shape) for name, tensor in expected.items()}, shapes)
-    leaves = jax.tree.leaves(shapes)
-    assert len(leaves) == 686
-    assert sum(leaf.size for leaf in leaves) == 859_520_964
-
-
-def test_a_wrong_state_dict_is_refused_by_name() -> None:
-    config = OTHER
-    state = dict(published(config).state_dict())
-    state["conv_in.wieght"] = state.pop("conv_in.weight")
-    state["conv_out.bias"] = torch.zeros(3)
-    with pytest.raises(ValueError) as error:
-        torch_to_flax(state, shapes_of(config))
-    message = str(error.value).splitlines()
-    assert [line.split()[:2] for line in message] == [
-        ["missing:", "conv_in/kernel"],
-        ["misshapen:", "conv_out.bias"],
-        ["unexpected:", "conv_in.wieght"],
-    ]

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dtc_jax import presets
 from dtc_jax.config import VGGConfig
 from dtc_jax.models.vgg import VGG
-from tests.parity.naming import fill_randomly, relative_l2, torch_to_flax
+from dtc_jax.weights import vgg
+from tests.parity.conversion import imported
+from tests.parity.naming import fill_randomly, relative_l2
 
 torch = pytest.importorskip("torch")
 
 TOLERANCE = 1e-5
-# torchvision's `vgg19().features`: index of each convolution, and of the ReLUs relu1_2 ... relu5_2.
-VGG19_CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
+# torchvision's `vgg19().features`: indices of the ReLUs relu1_2 ... relu5_2.
 VGG19_RELUS = (3, 8, 13, 22, 31)
 
 
@@ -54,8 +53,7 @@ def test_features_match_torch() -> None:
         expected.append(x.permute(0, 2, 3, 1).numpy())
 
     model = VGG(config)
-    shapes = jax.eval_shape(lambda key, x: model.init(key, x, method="final_features"), jax.random.key(0), images)
-    params = {"params": torch_to_flax(reference.state_dict(), shapes["params"])}
+    params = imported(reference.state_dict(), vgg.TORCHVISION, vgg.shapes(config))
 
     @jax.jit
     def run(params, images):
@@ -65,24 +63,3 @@ def test_features_match_torch() -> None:
         name = f"relu{number}_2" if number <= 5 else "relu5_4"
         assert wanted.std() > 0.01, f"{name}: the oracle's output hardly varies"
         assert relative_l2(actual, wanted) <= TOLERANCE, name
-
-
-def test_vgg19_has_the_published_names_shapes_and_count() -> None:
-    config = presets.sd15().vgg
-    with torch.device("meta"):
-        published = Oracle(config).state_dict()
-    assert [name for name in published if name.endswith("weight")] == [
-        f"features.{i}.weight" for i in VGG19_CONVOLUTIONS
-    ]
-    model = VGG(config)
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    shapes = jax.eval_shape(lambda key, x: model.init(key, x, method="final_features"), jax.random.key(0), images)[
-        "params"
-    ]
-    # Arrays without memory: one zero, strided to the shape.
-    torch_to_flax({name: np.broadcast_to(np.float32(0), tensor.shape) for name, tensor in published.items()}, shapes)
-    leaves = jax.tree.leaves(shapes)
-    count = sum(leaf.size for leaf in leaves)
-    assert (count, len(leaves)) == (20_024_384, 32), f"{count:,} parameters in {len(leaves)} tensors"
-    loss_only = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-    assert set(shapes) - set(loss_only) == {"features_32", "features_34"}

@@ -41,6 +41,8 @@ def parse_arguments(
 def _one_line(box: str) -> str:
     """The message of tyro's box: its lines up to the first rule, and what it suggests."""
     lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    if not lines:  # a terminal without Unicode: the title, a rule of dashes, and then the same
+        lines = [line.strip().replace("--" * 10, "──" * 10) for line in box.splitlines() if line.strip()][2:]
     rule = next((index for index, line in enumerate(lines) if line.startswith("──")), len(lines))
     # Of an optional number tyro tells why it is not None, too: the flag and the value are enough.
     message = re.sub(

@@ -1,0 +1,17 @@
+"""A trained model as a folder for PyTorch: `DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)`.
+
+    export_pipeline(open_checkpoint(path), folder)
+    open_exported(folder)                         # the way back, exact to the bit
+
+The folder brings its own code (`template/`, which needs torch, diffusers and transformers and nothing of ours); U-Net,
+autoencoder and image encoder are plain diffusers and transformers models.
+"""
+
+from dtc_jax.weights.export_pytorch.folder import (
+    EXPERIMENT_FILE,
+    export_pipeline,
+    is_exported_folder,
+    open_exported,
+)
+
+__all__ = ["EXPERIMENT_FILE", "export_pipeline", "is_exported_folder", "open_exported"]

@@ -1,0 +1,237 @@
+"""Writing an exported folder, and reading it back."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from dtc_jax.config import ConfigError, DINOv2Config, ExperimentConfig, config_from_json, config_to_json
+from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
+from dtc_jax.models.dinov2 import interpolate_positions
+from dtc_jax.weights.checkpoint_source import Checkpoint
+from dtc_jax.weights.dinov2 import POSITIONS
+from dtc_jax.weights.export_pytorch.card import model_card
+from dtc_jax.weights.export_pytorch.networks import (
+    PIPELINE_FILES,
+    ExportedNetwork,
+    exported_networks,
+    model_index,
+    perceptual_network,
+    scheduler_config,
+)
+from dtc_jax.weights.layouts import flax_shapes
+from dtc_jax.weights.mapping import export_tensors, import_tensors
+from dtc_jax.weights.new_folder import new_folder
+from dtc_jax.weights.sources import Source, read_sources, write_sources
+from dtc_jax.weights.tensors import LazyTensor, Shape, TensorSource, WeightsError, cast, open_tensors, write_tensors
+
+EXPERIMENT_FILE = "dtc_jax.json"
+"""The whole configuration, for the way back."""
+
+POSITIONS_FILE = "reference_positions"
+"""The reference encoder's position table as it was imported, where the encoder itself has it at another size."""
+
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class ReplacedSource:
+    """A source of which one tensor has other values.
+
+    Attributes:
+        source: The others.
+        name: Of the tensor.
+        array: Its values; may have another shape.
+    """
+
+    source: TensorSource
+    name: str
+    array: np.ndarray
+
+    @property
+    def path(self) -> Path:
+        return self.source.path
+
+    def keys(self) -> Sequence[str]:
+        return self.source.keys()
+
+    def shape(self, name: str) -> Shape:
+        return self.array.shape if name == self.name else self.source.shape(name)
+
+    def dtype(self, name: str) -> np.dtype:
+        return self.array.dtype if name == self.name else self.source.dtype(name)
+
+    def read(self, name: str) -> np.ndarray:
+        return self.array if name == self.name else self.source.read(name)
+
+    def origin(self, name: str) -> Path:
+        return self.source.origin(name)
+
+    def full_name(self, name: str) -> str:
+        return self.source.full_name(name)
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def export_pipeline(
+    checkpoint: Checkpoint,
+    target: Path,
+    *,
+    dtype: DTypeLike | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    with_vgg: bool = False,
+    sources: Sequence[Source] = (),
+) -> Path:
+    """Write a folder that diffusers loads.
+
+    Args:
+        checkpoint: What to export.
+        target: The new folder.
+        dtype: Of the weights; None keeps theirs.
+        max_shard_bytes: Files larger than this are split into shards with an index.
+        with_vgg: Also write the perceptual loss's network, which only training on needs.
+        sources: Where the networks came from, if the checkpoint itself does not say.
+
+    Returns:
+        The folder.
+
+    Raises:
+        WeightsError: the folder exists or cannot be written, or a value does not fit the type or is not finite.
+    """
+    config = checkpoint.config
+    known = list(checkpoint.sources or sources)
+    networks = exported_networks(config.model)
+    with new_folder(target) as folder:
+        for network in networks:
+            tensors = _tensors(checkpoint, network, config.model.reference_encoder, dtype)
+            _write_network(folder / network.folder, network, tensors, dtype, max_shard_bytes)
+        if with_vgg and "vgg" in checkpoint.networks:
+            network = perceptual_network(config.model)
+            tensors = export_tensors(network.layout, checkpoint.networks["vgg"], dtype)
+            _write_network(folder / network.folder, network, tensors, dtype, max_shard_bytes)
+        reference = config.model.reference_encoder
+        if reference.num_positions != replace(reference, position_image_size=None).num_positions:
+            table = cast_or_keep(checkpoint.networks["reference_encoder"].read(POSITIONS), dtype)
+            write_tensors(folder, POSITIONS_FILE, [LazyTensor(POSITIONS, table.shape, table.dtype, lambda: table)])
+        (folder / "scheduler").mkdir()
+        _write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(config.diffusion, config.sampling))
+        _write_json(folder / "model_index.json", model_index(config, networks))
+        for name in PIPELINE_FILES:
+            _copy_template(name, folder)
+        (folder / EXPERIMENT_FILE).write_text(config_to_json(config))
+        if known:
+            write_sources(folder, known)
+        (folder / "README.md").write_text(model_card(checkpoint, known, dtype))
+    return target
+
+
+def _tensors(
+    checkpoint: Checkpoint, network: ExportedNetwork, reference: DINOv2Config, dtype: DTypeLike | None
+) -> list[LazyTensor]:
+    source = checkpoint.networks[network.network]
+    if network.network == "reference_encoder":
+        stored = source.read(POSITIONS)
+        table = np.asarray(interpolate_positions(jnp.asarray(stored, jnp.float32), reference))
+        source = ReplacedSource(source, POSITIONS, table.astype(stored.dtype))
+    return export_tensors(network.layout, source, dtype)
+
+
+def cast_or_keep(array: np.ndarray, dtype: DTypeLike | None) -> np.ndarray:
+    """The array in a type, or as it is where that is None."""
+    return array if dtype is None else cast(array, dtype, POSITIONS)
+
+
+def _write_network(
+    folder: Path, network: ExportedNetwork, tensors: list[LazyTensor], dtype: DTypeLike | None, max_shard_bytes: int
+) -> None:
+    folder.mkdir()
+    write_tensors(folder, network.weights_name, tensors, dtype, max_shard_bytes)
+    if network.library:
+        config = network.config_json()
+        if network.library == "transformers":
+            config["dtype"] = np.dtype(dtype or tensors[0].dtype).name
+        _write_json(folder / "config.json", config)
+    if network.code is not None:
+        _copy_template(network.code, folder)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _copy_template(name: str, folder: Path) -> None:
+    template = importlib.resources.files("dtc_jax.weights.export_pytorch") / "template" / name
+    with importlib.resources.as_file(template) as path:
+        shutil.copyfile(path, folder / name)
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported folder on its way back.
+
+    Attributes:
+        path: The folder.
+        config: The configuration that it was exported from.
+        networks: Tensors of each network, named by Flax paths, in our layout.
+        sources: Where the networks came from, as far as is known.
+    """
+
+    path: Path
+    config: ExperimentConfig
+    networks: dict[str, list[LazyTensor]]
+    sources: list[Source]
+
+
+def is_exported_folder(folder: Path) -> bool:
+    """Whether `export_pipeline` wrote it."""
+    return (folder / EXPERIMENT_FILE).is_file() and (folder / "model_index.json").is_file()
+
+
+def open_exported(folder: Path) -> Exported:
+    """What `export_pipeline` wrote, or what somebody trained on and saved in its place.
+
+    Raises:
+        WeightsError: the configuration is damaged, or a tensor is missing, unexpected or misshapen.
+    """
+    try:
+        config = config_from_json((folder / EXPERIMENT_FILE).read_text())
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
+        raise WeightsError(f"{folder / EXPERIMENT_FILE}: not a configuration ({error})") from None
+    shapes = {name: flax_shapes(tree) for name, tree in DiffuseToChoose(config.model).shapes().items()}
+    networks: dict[str, list[LazyTensor]] = {}
+    wanted = exported_networks(config.model)
+    if (folder / "vgg").is_dir():
+        wanted.append(perceptual_network(config.model))
+    for network in wanted:
+        source = open_tensors(folder / network.folder)
+        expected = dict(shapes[network.network])
+        original = folder / f"{POSITIONS_FILE}.safetensors"
+        if network.network == "reference_encoder" and original.is_file():
+            size = replace(config.model.reference_encoder, position_image_size=None)
+            expected[POSITIONS] = (1, size.num_positions, size.hidden_size)
+        tensors = import_tensors(network.layout, source, expected)
+        if network.network == "reference_encoder" and original.is_file():
+            tensors = _with_original_positions(tensors, original, shapes[network.network][POSITIONS])
+        networks[network.network] = tensors
+    return Exported(folder, config, networks, read_sources(folder))
+
+
+def _with_original_positions(tensors: list[LazyTensor], path: Path, shape: Shape) -> list[LazyTensor]:
+    source = open_tensors(path)
+    if POSITIONS not in source.keys() or source.shape(POSITIONS) != shape:  # noqa: SIM118
+        raise WeightsError(f"{path}: expected {POSITIONS} {list(shape)} and nothing else")
+    original = LazyTensor(POSITIONS, shape, source.dtype(POSITIONS), lambda: source.read(POSITIONS))
+    return [original if tensor.name == POSITIONS else tensor for tensor in tensors]

@@ -1,0 +1,231 @@
+"""A complete model folder, ready to train, from published parts.
+
+From a Stable Diffusion 1.x (or its inpainting model, or Paint by Example) alone: U-Net with as many input channels as
+are needed (zeros appended), the hint encoder as a copy of its encoder and middle, the autoencoder; adapter, fusion,
+token projection, null tokens fresh. DINOv2, VGG and a ControlNet for the hint encoder come with it or are fresh, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jax.typing import DTypeLike
+
+from dtc_jax.config import ConfigError, DINOv2Config, ExperimentConfig, ModelConfig, VGGConfig, config_to_json
+from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
+from dtc_jax.weights.diffuse_to_choose import with_more_inputs
+from dtc_jax.weights.export_pytorch import is_exported_folder, open_exported
+from dtc_jax.weights.layouts import flax_shapes
+from dtc_jax.weights.mapping import import_tensors
+from dtc_jax.weights.model_folder import CONFIG_FILE
+from dtc_jax.weights.new_folder import new_folder
+from dtc_jax.weights.recognition import Detected
+from dtc_jax.weights.sources import Source, imported_from, write_sources
+from dtc_jax.weights.starting_parts import (
+    base_networks,
+    fresh,
+    imported,
+    is_taesd,
+    null_tokens,
+    part,
+    replica,
+    taesd,
+    the_network,
+)
+from dtc_jax.weights.tensors import LazyTensor, WeightsError, write_tensors
+
+_NO_LIMIT = 2**62
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Files and folders to start from.
+
+    Attributes:
+        base: Stable Diffusion 1.x, its inpainting model or Paint by Example: diffusers' folder or a single file; or a
+            folder that was exported, for the way back.
+        vae: Another autoencoder (AutoencoderKL, TAESD); needed if `base` is a U-Net alone.
+        reference_encoder: DINOv2.
+        vgg: torchvision's VGG-19.
+        hint_encoder: A ControlNet.
+        variant: Of the files in folders, e.g. `fp16`.
+        ema: Take the moving average of a single file that holds both.
+    """
+
+    base: Path
+    vae: Path | None = None
+    reference_encoder: Path | None = None
+    vgg: Path | None = None
+    hint_encoder: Path | None = None
+    variant: str | None = None
+    ema: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model that is going to be written.
+
+    Attributes:
+        config: Its configuration.
+        networks: Tensors of each network, named by Flax paths.
+        sources: One per network: where it came from.
+    """
+
+    config: ExperimentConfig
+    networks: Mapping[str, Sequence[LazyTensor]]
+    sources: Sequence[Source]
+
+
+def initialize_model(
+    parts: Parts,
+    target: Path,
+    *,
+    image_size: int = 512,
+    seed: int = 0,
+    dtype: DTypeLike | None = None,
+    report: Callable[[Source], None] = lambda source: None,
+) -> Start:
+    """Write a model folder.
+
+    Args:
+        parts: What to start from.
+        target: The new folder.
+        image_size: Height and width of the scene in pixels.
+        seed: Of what is drawn afresh.
+        dtype: Of the weights; None keeps the files' (what is fresh is float32).
+        report: Called for every network when it has been written.
+
+    Raises:
+        WeightsError: anything wrong with the files or the folder; nothing is left of the folder then.
+    """
+    if target.exists():
+        raise WeightsError(f"{target}: exists already; choose another name or remove it")
+    start = start_from(parts, image_size, seed)
+    with new_folder(target) as folder:
+        for source in start.sources:
+            tensors = start.networks[source.network]
+            write_tensors(folder, source.network, tensors, dtype, _NO_LIMIT, {"format": "flax"})
+            report(source)
+        write_sources(folder, start.sources)
+        (folder / CONFIG_FILE).write_text(config_to_json(start.config))
+    return start
+
+
+def start_from(parts: Parts, image_size: int = 512, seed: int = 0) -> Start:
+    """What `initialize_model` writes; nothing but names and shapes is read yet."""
+    if parts.base.is_dir() and is_exported_folder(parts.base):
+        return _from_exported(parts)
+    base = base_networks(parts.base, parts.variant)
+    unet = the_network(base, "unet_ema" if parts.ema else "unet", parts.base)
+    found = {
+        "vae": None if is_taesd(parts.vae) else part(parts.vae, "vae", parts.variant) or base.get("vae"),
+        "reference_encoder": part(parts.reference_encoder, "dinov2", parts.variant),
+        "vgg": part(parts.vgg, "vgg", parts.variant),
+        "hint_encoder": part(parts.hint_encoder, "controlnet", parts.variant),
+    }
+    small = taesd(parts.vae) if is_taesd(parts.vae) else None
+    autoencoder = small[0] if small else found["vae"]
+    if autoencoder is None:
+        raise WeightsError(f"{parts.base}: holds no autoencoder; name one as the vae")
+    config = _configuration(parts.base, unet, autoencoder, found, image_size)
+    model = config.model
+    shapes = {name: flax_shapes(tree) for name, tree in DiffuseToChoose(model).shapes().items()}
+
+    networks: dict[str, list[LazyTensor]] = {}
+    sources: list[Source] = []
+
+    def add(network: str, tensors: list[LazyTensor], source: Source) -> None:
+        networks[network] = tensors
+        sources.append(source)
+
+    def add_imported(network: str, detected: Detected) -> None:
+        add(network, imported(detected, shapes[network]), _source(network, detected))
+
+    def add_fresh(network: str, why: str) -> None:
+        add(network, fresh(network, shapes[network], model, seed), Source(network=network, origin=why))
+
+    tensors = import_tensors(unet.layout, unet.source, unet.shapes)
+    unet_source = _source("unet", unet)
+    if unet.config.in_channels != model.unet.in_channels:
+        change = f"{unet.config.in_channels} input channels, extended to {model.unet.in_channels} with zeros"
+        unet_source = replace(unet_source, layout=f"{unet_source.layout}; {change}")
+    add("unet", with_more_inputs(tensors, model.unet.in_channels), unet_source)
+    if found["hint_encoder"] is not None:
+        add_imported("hint_encoder", found["hint_encoder"])
+    else:
+        origin = f"a copy of the unet's encoder and middle, from {unet.source.path}"
+        copy = replica(networks["unet"], shapes["hint_encoder"])
+        add("hint_encoder", copy, imported_from("hint_encoder", origin, unet.layout.name))
+    add_fresh("hint_adapter", "fresh; its last convolution is zero")
+    add_fresh("fusion", "fresh: zeros, the identity")
+    add_fresh("reference_projection", "fresh")
+    null = null_tokens(base, shapes["null_tokens"])
+    if null is not None:
+        add("null_tokens", null, replace(unet_source, network="null_tokens", layout="Paint by Example's null vector"))
+    else:
+        add_fresh("null_tokens", "fresh")
+    if small is not None:
+        add("vae", small[1], imported_from("vae", str(parts.vae), small[0].layout.name))
+    elif found["vae"] is not None:
+        add_imported("vae", found["vae"])
+    for network, advice in (("reference_encoder", "DINOv2"), ("vgg", "VGG-19")):
+        detected = found[network]
+        if detected is not None:
+            add_imported(network, detected)
+        else:
+            add_fresh(network, f"fresh, untrained; give {advice} for anything but a try")
+    return Start(config, networks, sources)
+
+
+def _source(network: str, detected: Detected) -> Source:
+    return imported_from(network, str(detected.source.path), detected.layout.name)
+
+
+def _configuration(
+    base: Path, unet: Detected, vae: Detected, found: Mapping[str, Detected | None], image_size: int
+) -> ExperimentConfig:
+    latents = vae.config.latent_channels
+    if unet.config.in_channels not in (latents, 2 * latents + 1) or unet.config.out_channels != latents:
+        raise WeightsError(
+            f"{unet.source.path}: reads {unet.config.in_channels} channels and returns {unet.config.out_channels}, "
+            f"expected {latents} or {2 * latents + 1} and {latents}: the autoencoder has {latents}"
+        )
+    reference, vgg = found["reference_encoder"], found["vgg"]
+    try:
+        model = ModelConfig(
+            image_size=image_size,
+            unet=replace(unet.config, in_channels=2 * latents + 1),
+            vae=vae.config,
+            reference_encoder=reference.config if reference else DINOv2Config(position_image_size=518),
+            vgg=vgg.config if vgg else VGGConfig(),
+        )
+    except ConfigError as error:
+        raise WeightsError(f"{base}: the parts do not go together: {error}") from None
+    return ExperimentConfig(model=model)
+
+
+def _from_exported(parts: Parts) -> Start:
+    """The way back from an exported folder."""
+    others = [name for name in ("vae", "reference_encoder", "hint_encoder") if getattr(parts, name) is not None]
+    if others:
+        raise WeightsError(f"{parts.base}: is a whole model; {', '.join(others)} cannot be replaced in it")
+    exported = open_exported(parts.base)
+    known = {source.network: source for source in exported.sources}
+    networks = dict(exported.networks)
+    sources = [
+        replace(known.get(name, Source(network=name, origin="")), origin=_through(known.get(name), parts.base))
+        for name in networks
+    ]
+    if parts.vgg is not None:
+        detected = part(parts.vgg, "vgg", parts.variant)
+        assert detected is not None
+        wanted = flax_shapes(DiffuseToChoose(exported.config.model).shapes()["vgg"])
+        networks["vgg"] = imported(detected, wanted)
+        sources = [*(source for source in sources if source.network != "vgg"), _source("vgg", detected)]
+    return Start(exported.config, networks, sources)
+
+
+def _through(source: Source | None, folder: Path) -> str:
+    return f"{source.origin}, through {folder}" if source and source.origin else str(folder)

@@ -1,0 +1,122 @@
+"""The parts that a model starts from: found in files, copied from one another, or drawn afresh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from dtc_jax.config import ModelConfig
+from dtc_jax.models.initialize import RULES, initialize
+from dtc_jax.weights import autoencoder_tiny
+from dtc_jax.weights.detect import detect, detect_networks
+from dtc_jax.weights.layouts import Shapes
+from dtc_jax.weights.mapping import import_tensors
+from dtc_jax.weights.recognition import Detected
+from dtc_jax.weights.tensors import LazyTensor, WeightsError, open_tensors
+
+_REPLICATED = ("conv_in/", "time_embedding/", "down_blocks_", "mid_block/")
+
+
+def base_networks(path: Path, variant: str | None) -> dict[str, Detected]:
+    """Networks of a folder of several, of a single file, or of a folder of one."""
+    if path.is_dir() and any((path / name).is_dir() for name in ("unet", "vae")):
+        sources = [open_tensors(path / name, variant) for name in ("unet", "vae") if (path / name).is_dir()]
+        if (path / "image_encoder").is_dir() and "PaintByExample" in _text(path / "model_index.json"):
+            sources.append(open_tensors(path / "image_encoder", variant))
+    else:
+        sources = [open_tensors(path, variant)]
+    found: dict[str, Detected] = {}
+    for source in sources:
+        found |= {detected.network: detected for detected in detect_networks(source)}
+    return found
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def the_network(found: Mapping[str, Detected], network: str, path: Path) -> Detected:
+    if network not in found:
+        raise WeightsError(f"{path}: holds {', '.join(found)}, expected {network} (Stable Diffusion 1.x)")
+    return found[network]
+
+
+def part(path: Path | None, network: str, variant: str | None) -> Detected | None:
+    if path is None:
+        return None
+    inner = path / network if network == "vae" and (path / network).is_dir() else path
+    return detect(open_tensors(inner, variant), network)
+
+
+_TAESD_FILES = ("taesd_encoder.safetensors", "taesd_decoder.safetensors")
+
+
+def is_taesd(path: Path | None) -> bool:
+    return path is not None and all((path / name).is_file() for name in _TAESD_FILES)
+
+
+def taesd(path: Path | None) -> tuple[Detected, list[LazyTensor]]:
+    """TAESD's two files as one autoencoder."""
+    assert path is not None
+    encoder, decoder = (detect(open_tensors(path / name)) for name in _TAESD_FILES)
+    if decoder.config != encoder.config:
+        raise WeightsError(f"{path}: encoder and decoder are of different sizes")
+    tensors = [*imported(encoder, encoder.shapes), *imported(decoder, decoder.shapes)]
+    whole = replace(encoder, network="vae", shapes=autoencoder_tiny.shapes(encoder.config))
+    return whole, tensors
+
+
+def imported(detected: Detected, wanted: Shapes) -> list[LazyTensor]:
+    """The tensors that the model has (of VGG-19, say, all but the last convolutions).
+
+    Raises:
+        WeightsError: a network of other sizes.
+    """
+    for path, shape in wanted.items():
+        if detected.shapes.get(path) != shape:
+            found = detected.shapes.get(path)
+            what = f"{path} is {list(found)}" if found else f"no {path}"
+            raise WeightsError(f"{detected.source.path}: does not fit the model: {what}, expected {list(shape)}")
+    tensors = import_tensors(detected.layout, detected.source, detected.shapes)
+    return [tensor for tensor in tensors if tensor.name in wanted]
+
+
+def replica(unet: Sequence[LazyTensor], wanted: Shapes) -> list[LazyTensor]:
+    """The hint encoder: the U-Net's encoder and middle; the first convolution's part that reads the noisy latents."""
+
+    def copied(tensor: LazyTensor) -> LazyTensor:
+        shape = wanted[tensor.name]
+        if tensor.shape == shape:
+            return tensor
+        return replace(tensor, shape=shape, read=lambda: np.ascontiguousarray(tensor.read()[:, :, : shape[2], :]))
+
+    return [copied(tensor) for tensor in unet if tensor.name.startswith(_REPLICATED)]
+
+
+def null_tokens(base: Mapping[str, Detected], wanted: Shapes) -> list[LazyTensor] | None:
+    """Paint by Example's null vector, if that is what the base is."""
+    encoder = base.get("paint_by_example_encoder")
+    if encoder is None or encoder.shapes["uncond_vector"] != wanted["embedding"]:
+        return None
+    tensors = import_tensors(encoder.layout, encoder.source, encoder.shapes)
+    return [replace(tensor, name="embedding") for tensor in tensors if tensor.name == "uncond_vector"]
+
+
+def fresh(network: str, shapes: Shapes, config: ModelConfig, seed: int) -> list[LazyTensor]:
+    """As `DiffuseToChoose.init` draws them, one at a time."""
+    last = len(config.hint.adapter_channels)
+    rules = ((rf"^hint_adapter/convs_{last}/kernel$", "zeros"), *RULES)
+
+    def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        target: dict[str, Any] = unflatten_dict({f"{network}/{path}": jax.ShapeDtypeStruct(shape, np.float32)}, sep="/")
+        drawn = initialize(target, jax.random.key(seed), rules)
+        return next(iter(flatten_dict(drawn, sep="/").values()))
+
+    return [LazyTensor(path, shape, np.dtype(np.float32), partial(draw, path, shape)) for path, shape in shapes.items()]

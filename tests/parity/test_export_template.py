@@ -1,0 +1,143 @@
+"""The code that exported folders bring along, piece by piece against ours: images to arrays and back, DDIM's steps."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dtc_jax import presets
+from dtc_jax.config import DiffusionConfig, HintConfig, ModelConfig, SamplingConfig
+from dtc_jax.diffusion import DDIM, make_schedule, sample
+from dtc_jax.inference.images import read_mask, read_reference, read_scene
+from dtc_jax.inference.prepare import prepare
+from dtc_jax.weights.export_pytorch.networks import scheduler_config
+
+TEMPLATE = Path(__file__).resolve().parents[2] / "dtc_jax" / "weights" / "export_pytorch" / "template"
+
+
+@pytest.fixture(scope="module")
+def template() -> ModuleType:
+    """The template folder as a package."""
+    package = ModuleType("exported_template")
+    package.__path__ = [str(TEMPLATE)]
+    sys.modules["exported_template"] = package
+    for name in ("dtc_images", "dtc_preprocessing", "dtc_sampler"):
+        setattr(package, name, importlib.import_module(f"exported_template.{name}"))
+    return package
+
+
+def assert_equal_case(
+    template: ModuleType, photo: np.ndarray, mask: np.ndarray, reference: np.ndarray, model: ModelConfig, feather: int
+) -> None:
+    ours = prepare(photo, mask, reference, model, 0.65)
+    hint = model.hint
+    theirs = template.dtc_preprocessing.prepare(
+        photo,
+        mask,
+        reference,
+        size=model.image_size,
+        reference_size=model.reference_encoder.image_size,
+        fit=hint.fit,
+        region=hint.region,
+        trim=hint.trim,
+        context=0.65,
+    )
+    np.testing.assert_array_equal(theirs.mask, ours.batch["mask"][..., 0])
+    for name in ("reference", "hint"):
+        np.testing.assert_array_equal(getattr(theirs, name), ours.batch[name], err_msg=name)
+    differs = theirs.scene != ours.batch["scene"]
+    assert np.abs(theirs.scene.astype(int) - ours.batch["scene"]).max(initial=0) <= 1 and differs.mean() < 1e-3
+    generated = np.random.default_rng(1).random((model.image_size, model.image_size, 3), np.float32)
+    result, expected = (
+        template.dtc_preprocessing.put_back(theirs, generated, feather),
+        ours.put_back(generated, feather),
+    )
+    assert np.abs(result.astype(int) - expected).max() <= 1 and (result != expected).mean() < 1e-3
+    assert (result[mask == 0] == photo[mask == 0]).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_preprocessing_is_ours(seed: int, template: ModuleType) -> None:
+    random = np.random.default_rng(seed)
+    height, width = random.integers(40, 400, 2)
+    photo = np.asarray(Image.fromarray(random.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize((width, height)))
+    mask = np.zeros((height, width), np.uint8)
+    y, x = np.mgrid[:height, :width]
+    center_y, center_x = random.integers(5, height - 5), random.integers(5, width - 5)
+    radius = random.integers(3, 3 + min(height, width) // (1 + seed % 3))
+    mask[(y - center_y) ** 2 + ((x - center_x) / 1.5) ** 2 < radius**2] = 1
+    reference = np.full((*random.integers(30, 300, 2), 3 + seed % 2), 255, np.uint8)
+    reference[5:20, 8:25] = random.integers(0, 200, (15, 17, reference.shape[-1]), dtype=np.uint8)
+    hint = (
+        HintConfig(fit="stretch", region="bounding_box", trim=False, adapter_channels=(4, 4, 8))
+        if seed % 2
+        else HintConfig(adapter_channels=(4, 4, 8))
+    )
+    base = presets.test()
+    model = ModelConfig(
+        image_size=64, unet=base.unet, vae=base.vae, reference_encoder=base.reference_encoder, vgg=base.vgg, hint=hint
+    )
+    assert_equal_case(template, photo, mask, reference, model, feather=3 * (seed % 3))
+
+
+def test_real_files_are_read_as_ours(template: ModuleType, real_inputs: Path) -> None:
+    for case in json.loads((real_inputs / "cases.json").read_text())["cases"][:6]:
+        scene, mask, reference = (real_inputs / case[field] for field in ("scene", "mask", "reference"))
+        photo = template.dtc_images.read_scene(Image.open(scene))
+        np.testing.assert_array_equal(photo, read_scene(scene))
+        region = template.dtc_images.read_mask(Image.open(mask), photo.shape[:2])
+        np.testing.assert_array_equal(region, read_mask(mask))
+        product = template.dtc_images.read_reference(reference)
+        np.testing.assert_array_equal(product, read_reference(reference))
+        assert_equal_case(template, photo, region, product, presets.test(), feather=2)
+    for path in sorted((real_inputs / "odd-inputs").glob("*.[jpt]*[gf]")):
+        np.testing.assert_array_equal(template.dtc_images.read_scene(path), read_scene(path), err_msg=path.name)
+        np.testing.assert_array_equal(template.dtc_images.read_reference(path), read_reference(path), err_msg=path.name)
+
+
+def test_wrong_inputs_are_refused(template: ModuleType) -> None:
+    images = template.dtc_images
+    with pytest.raises(ValueError, match="mask: is 4x5 pixels, the scene 6x5"):
+        images.read_mask(Image.new("L", (4, 5), 255), (5, 6))
+    with pytest.raises(ValueError, match="empty"):
+        images.read_mask(Image.new("L", (4, 5), 127), (5, 4))
+    with pytest.raises(ValueError, match="needs 0 <= x0"):
+        images.read_box((3, 0, 2, 4), (8, 8))
+    with pytest.raises(ValueError, match="transparent"):
+        images.read_reference(Image.new("RGBA", (4, 4), (9, 9, 9, 0)))
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_steps_are_ours(kind: str, spacing: str, template: ModuleType) -> None:
+    """Seven steps, which do not divide a thousand, of a network that is a formula."""
+    diffusion = DiffusionConfig(prediction_type=kind)  # type: ignore[arg-type]
+    config = scheduler_config(diffusion, SamplingConfig(timestep_spacing=spacing))  # type: ignore[arg-type]
+    scheduler = diffusers.DDIMScheduler.from_config(config)
+    noise = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
+    ours = sample(
+        lambda latents, t, _: (jnp.tanh(latents) * 0.8 + t / 3000, None),
+        make_schedule(),
+        DDIM(),
+        kind,  # type: ignore[arg-type]
+        noise,
+        jax.random.key(0),
+        num_inference_steps=7,
+        spacing=spacing,  # type: ignore[arg-type]
+    )
+    steps = template.dtc_sampler.DDIMSteps(scheduler, 7, torch.device("cpu"), 0.0)
+    latents = torch.from_numpy(noise)
+    for index, t in enumerate(steps.timesteps):
+        latents = steps.step(index, torch.tanh(latents) * 0.8 + t / 3000, latents)
+    np.testing.assert_allclose(latents.numpy(), ours, rtol=2e-4, atol=2e-5)
