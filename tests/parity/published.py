@@ -62,7 +62,7 @@ def write_dinov2(folder: Path, seed: int = 10) -> transformers.Dinov2Model:
         hidden_size=64,
         num_hidden_layers=1,
         num_attention_heads=1,
-        mlp_ratio=2,
+        mlp_ratio=4,  # what Facebook's names do not show
         use_swiglu_ffn=True,
     )
     model = randomise(transformers.Dinov2Model(config), seed)

@@ -37,6 +37,12 @@ def template() -> ModuleType:
     return package
 
 
+def assert_almost_equal_pixels(found: np.ndarray, expected: np.ndarray) -> None:
+    """Sums in another order may round a value that lies half-way to the next level, here and there."""
+    difference = np.abs(found.astype(int) - expected)
+    assert difference.max() <= 1 and np.count_nonzero(difference) <= max(2, 1e-3 * difference.size)
+
+
 def assert_equal_case(
     template: ModuleType, photo: np.ndarray, mask: np.ndarray, reference: np.ndarray, model: ModelConfig, feather: int
 ) -> None:
@@ -56,14 +62,10 @@ def assert_equal_case(
     np.testing.assert_array_equal(theirs.mask, ours.batch["mask"][..., 0])
     for name in ("reference", "hint"):
         np.testing.assert_array_equal(getattr(theirs, name), ours.batch[name], err_msg=name)
-    differs = theirs.scene != ours.batch["scene"]
-    assert np.abs(theirs.scene.astype(int) - ours.batch["scene"]).max(initial=0) <= 1 and differs.mean() < 1e-3
+    assert_almost_equal_pixels(theirs.scene, ours.batch["scene"])
     generated = np.random.default_rng(1).random((model.image_size, model.image_size, 3), np.float32)
-    result, expected = (
-        template.dtc_preprocessing.put_back(theirs, generated, feather),
-        ours.put_back(generated, feather),
-    )
-    assert np.abs(result.astype(int) - expected).max() <= 1 and (result != expected).mean() < 1e-3
+    result = template.dtc_preprocessing.put_back(theirs, generated, feather)
+    assert_almost_equal_pixels(result, ours.put_back(generated, feather))
     assert (result[mask == 0] == photo[mask == 0]).all()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,9 +16,11 @@ import torch
 
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights import check_params, load_model_folder
+from dtc_jax.weights.checkpoint_source import open_checkpoint
 from dtc_jax.weights.command import other_than_default
 from dtc_jax.weights.initialize_model import Parts, initialize_model
 from dtc_jax.weights.model_folder import flatten_params
+from dtc_jax.weights.single_files import export_single_file
 from dtc_jax.weights.sources import Source, read_sources
 from dtc_jax.weights.tensors import WeightsError
 from tests.parity.published import write_controlnet, write_dinov2, write_stable_diffusion, write_vgg
@@ -118,6 +121,29 @@ def test_paint_by_example(tmp_path: Path, published: Path) -> None:
     kernel = load_model_folder(tmp_path / "start", networks=("unet",))[1]["unet"]["conv_in"]["kernel"]
     np.testing.assert_array_equal(kernel[:, :, 4], stored[:, :, 8])
     np.testing.assert_array_equal(kernel[:, :, 5:], stored[:, :, 4:8])
+
+
+def test_single_files_are_the_same(
+    started: tuple[Path, list[Source]], published: Path, real_weights: Path, tmp_path: Path
+) -> None:
+    """LDM's and Facebook's layouts as the base, from our own export; then with TAESD as the autoencoder."""
+    checkpoint = open_checkpoint(started[0])
+    ldm, dinov2 = tmp_path / "ldm.safetensors", tmp_path / "dinov2.safetensors"
+    export_single_file(checkpoint, ldm, "ldm")
+    export_single_file(checkpoint, dinov2, "dinov2")
+    parts = Parts(base=ldm, reference_encoder=dinov2, vgg=published / "vgg19.pth")
+    initialize_model(parts, tmp_path / "again", image_size=32, seed=3)
+    (before_config, before), (after_config, after) = map(load_model_folder, (started[0], tmp_path / "again"))
+    assert before_config.model.unet == after_config.model.unet and before_config.model.vae == after_config.model.vae
+    before, after = flatten_params(before), flatten_params(after)
+    assert list(before) == list(after)
+    for path, array in before.items():
+        assert array.tobytes() == after[path].tobytes(), path
+    initialize_model(replace(parts, vae=real_weights), tmp_path / "taesd", image_size=64)
+    config, params = load_model_folder(tmp_path / "taesd")
+    check_params(params, DiffuseToChoose(config.model).shapes())
+    assert config.model.vae.kind == "tiny"
+    assert {source.network: source.licence for source in read_sources(tmp_path / "taesd")}["vae"] == "MIT"
 
 
 # ----------------------------------------------------------------------------------------------------------- errors
