@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from dtc_jax.autoencoder_config import AutoencoderConfig, AutoencoderKLConfig
@@ -175,7 +175,7 @@ class ModelConfig:
     """Height and width of scene, mask and hint in pixels."""
     unet: UNetConfig = UNetConfig()
     """Main U-Net; the hint encoder is a replica of its encoder and middle block."""
-    vae: AutoencoderConfig = field(default_factory=AutoencoderKLConfig)
+    vae: AutoencoderConfig = AutoencoderKLConfig()  # noqa: RUF009 (frozen, as the others)
     """Autoencoder between pixels and latents."""
     reference_encoder: DINOv2Config = DINOv2Config(position_image_size=518)
     """Encoder of the reference photo into tokens."""

@@ -33,7 +33,7 @@ UNET = UNetConfig(
     ("config", "strides", "channels"),
     [
         (presets.sd15(), (2, 2, 2, 1), (16, 32, 96, 4)),
-        (presets.tiny(), (2, 2, 1, 1), (16, 32, 48, 8)),
+        (presets.tiny(), (2, 2, 1, 1), (16, 32, 48, 12)),
         (presets.test(), (2, 1, 1, 1), (4, 4, 8, 4)),
     ],
     ids=["sd15", "tiny", "test"],
