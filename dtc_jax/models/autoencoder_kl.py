@@ -135,6 +135,13 @@ class _Decoder(nn.Module):
         return self.conv_out(nn.silu(self.conv_norm_out(x)))
 
 
+def check_divisible(images: Float[Array, "b h w c"], factor: int) -> None:
+    """Raise a ValueError unless height and width are divisible by an autoencoder's factor."""
+    height, width = images.shape[1:3]
+    if height % factor or width % factor:
+        raise ValueError(f"the autoencoder needs height and width divisible by {factor}, not {height}x{width}")
+
+
 class AutoencoderKL(nn.Module):
     """Variational autoencoder between images and latents.
 
@@ -164,10 +171,7 @@ class AutoencoderKL(nn.Module):
         Raises:
             ValueError: height or width is not divisible.
         """
-        factor = self.config.factor
-        height, width = images.shape[1:3]
-        if height % factor or width % factor:
-            raise ValueError(f"the autoencoder needs height and width divisible by {factor}, not {height}x{width}")
+        check_divisible(images, self.config.factor)
         moments = self.quant_conv(self.encoder(images)).astype(jnp.float32)
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, *_LOGVAR_RANGE)

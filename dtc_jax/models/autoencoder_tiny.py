@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dtc_jax.config import AutoencoderTinyConfig
+from dtc_jax.models.autoencoder_kl import check_divisible
 from dtc_jax.models.layers import Conv2d
 from dtc_jax.models.resnet import nearest_upsample
 
@@ -107,10 +108,7 @@ class AutoencoderTiny(nn.Module):
         Raises:
             ValueError: height or width is not divisible.
         """
-        factor = self.config.factor
-        height, width = images.shape[1:3]
-        if height % factor or width % factor:
-            raise ValueError(f"the autoencoder needs height and width divisible by {factor}, not {height}x{width}")
+        check_divisible(images, self.config.factor)
         latents = self.encoder((images.astype(jnp.float32) + 1) / 2).astype(jnp.float32)
         return latents, jnp.full_like(latents, _LOGVAR)
 

@@ -47,14 +47,3 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pipeline(model_folder: Path) -> Pipeline:
     return Pipeline.load(model_folder)
-
-
-@pytest.fixture(scope="session")
-def real_inputs() -> Path:
-    """The folder of real cases: $DTC_JAX_REAL_INPUTS, or shared/real_inputs in or beside the checkout."""
-    root = Path(__file__).resolve().parents[2]
-    named = os.environ.get("DTC_JAX_REAL_INPUTS")
-    for folder in [Path(named)] if named else [root / "shared" / "real_inputs", root.parent / "shared" / "real_inputs"]:
-        if (folder / "cases.json").is_file():
-            return folder
-    pytest.skip("no real inputs here: set DTC_JAX_REAL_INPUTS to the folder that holds cases.json")
