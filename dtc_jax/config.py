@@ -119,12 +119,16 @@ class LossConfig:
     """Autoencoder stage: weight of the absolute error beside the squared one."""
     stratified_timesteps: bool = True
     """Spread the batch's timesteps evenly over [0, T) (each is still uniform) instead of drawing them independently."""
+    timestep_shift: float = 1.0
+    """How much denser noisy timesteps are drawn: the median is shift / (1 + shift) of T; 1 is uniform. Above 1 for models
+    that sample in few steps, which leave most of the picture to the noisiest ones."""
 
     def __post_init__(self) -> None:
         for name in ("perceptual_weight", "outside_weight", "drop_tokens", "drop_hint", "drop_both", "kl_weight"):
             require(getattr(self, name) >= 0, f"loss.{name} = {getattr(self, name)} must not be negative")
         total = self.drop_tokens + self.drop_hint + self.drop_both
         require(total <= 1, f"loss.drop_tokens + drop_hint + drop_both = {total} is more than 1")
+        require(self.timestep_shift > 0, f"loss.timestep_shift = {self.timestep_shift} must be above 0")
         require(0 < self.perceptual_fraction <= 1, "loss.perceptual_fraction must be in (0, 1]")
 
 

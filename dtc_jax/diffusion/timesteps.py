@@ -70,14 +70,18 @@ def sample_timesteps(
     index: int | Integer[Array | np.ndarray, " b"],
     num_train_timesteps: int,
     stratified: bool = True,
+    shift: float = 1.0,
 ) -> Int32[Array, " b"]:
-    """Timesteps for a training batch, each uniform on 0..T-1.
+    """Timesteps for a training batch, each uniform on 0..T-1, or denser towards T.
 
     Stratified: [0, T) is cut into b equal strata and each sample gets one of them, which lowers the variance of the
     batch's loss without a bias (as in Kingma et al. 2021, arXiv:2107.00630, appendix I.1, with a shuffle and an offset
     for each sample):
 
         t_i = floor(T (pi(index_i mod b) + u_i) / b),   pi a random permutation of 0..b-1, u_i uniform on [0, 1)
+
+    A `shift` s above 1 moves a uniform share w of T to s w / (1 + (s - 1) w), the map that Esser et al. 2024
+    (arXiv:2403.03206, equation 23) give with s = sqrt(m / n): the median becomes s / (1 + s) of T.
 
     The numbers depend on the key and the sample's index only, not on the order of the batch: a batch of consecutive
     indices gets one sample in each stratum, in whichever order processes have put it together.
@@ -88,16 +92,17 @@ def sample_timesteps(
             be the global batch (which it is within jit).
         num_train_timesteps: T.
         stratified: False draws each timestep alone.
+        shift: s, above 0.
     """
     # `split(key)[i]` is `fold_in(key, i)`, which is the caller's key for the noise of sample i: keep clear of it.
     permutation_key, uniform_key = jax.random.split(jax.random.fold_in(as_typed_key(key), np.uint32(2**32 - 1)))
     index = jnp.arange(index, dtype=jnp.uint32) if isinstance(index, int) else jnp.asarray(index)
     keys = per_sample_keys(uniform_key, index)
-    if not stratified:
-        return jax.vmap(lambda sample_key: jax.random.randint(sample_key, (), 0, num_train_timesteps))(keys)
-    batch_size = index.shape[0]
-    strata = jax.random.permutation(permutation_key, batch_size)[index % batch_size]
     uniform = jax.vmap(jax.random.uniform)(keys)
-    timesteps = jnp.floor(num_train_timesteps * (strata + uniform) / batch_size).astype(jnp.int32)
-    # strata + uniform may round up to batch_size.
-    return jnp.minimum(timesteps, num_train_timesteps - 1)
+    if stratified:
+        batch_size = index.shape[0]
+        strata = jax.random.permutation(permutation_key, batch_size)[index % batch_size]
+        uniform = (strata + uniform) / batch_size
+    shifted = shift * uniform / (1 + (shift - 1) * uniform)
+    # The sum, and the product with T, may round up to the end.
+    return jnp.minimum(jnp.floor(num_train_timesteps * shifted).astype(jnp.int32), num_train_timesteps - 1)

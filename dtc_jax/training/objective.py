@@ -61,7 +61,11 @@ def diffusion_objective(config: ExperimentConfig) -> Objective:
         keys = jax.vmap(lambda k: jax.random.split(k, 3))(per_sample_keys(step_key, index))
         noise_keys, posterior_keys, dropout_keys = keys[:, 0], keys[:, 1], keys[:, 2]
         timesteps = sample_timesteps(
-            step_key, index, diffusion.num_train_timesteps, stratified=config.loss.stratified_timesteps
+            step_key,
+            index,
+            diffusion.num_train_timesteps,
+            stratified=config.loss.stratified_timesteps,
+            shift=config.loss.timestep_shift,
         )
 
         # The autoencoder is frozen: nothing upstream of the latents needs a gradient.

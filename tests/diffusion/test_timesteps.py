@@ -83,7 +83,7 @@ def test_timesteps_share_no_key_with_the_samples_own():
     key = jax.random.key(0)
     timesteps = np.asarray(sample_timesteps(key, 8, 10**6, stratified=False))
     own_keys = jax.vmap(lambda sample_key: jax.random.split(sample_key, 8))(per_sample_keys(key, 8)).reshape(-1)
-    from_own_keys = jax.vmap(lambda sample_key: jax.random.randint(sample_key, (), 0, 10**6))(own_keys)
+    from_own_keys = jnp.floor(10**6 * jax.vmap(jax.random.uniform)(own_keys)).astype(jnp.int32)
     assert not np.isin(timesteps, np.asarray(from_own_keys)).any()
 
 
@@ -103,6 +103,16 @@ def test_each_sample_is_uniform(stratified):
     timesteps = np.asarray(draw(jax.random.split(jax.random.key(7), 5000)))
     assert timesteps.min() == 0 and timesteps.max() == 99
     counts = np.bincount(timesteps // 10, minlength=10)
+    assert np.sum((counts - 500) ** 2 / 500) < 27.9
+
+
+@pytest.mark.parametrize("stratified", [True, False])
+def test_a_shift_makes_noisy_timesteps_denser(stratified):
+    """t / T = s w / (1 + (s - 1) w) is undone by w = (t / T) / (s - (s - 1) t / T), which is uniform again."""
+    draw = jax.jit(jax.vmap(lambda key: sample_timesteps(key, 4, 10**5, stratified, shift=3.0)[0]))
+    share = (np.asarray(draw(jax.random.split(jax.random.key(8), 5000))) + 0.5) / 10**5
+    assert np.median(share) == pytest.approx(0.75, abs=0.01)
+    counts = np.bincount((10 * share / (3 - 2 * share)).astype(int), minlength=10)
     assert np.sum((counts - 500) ** 2 / 500) < 27.9
 
 

@@ -126,7 +126,9 @@ def by_hand(kind: str = "v_prediction", loss: LossConfig = CONFIG.loss) -> dict[
     noise = np.stack([jax.random.normal(key[0], (8, 8, 4)) for key in keys]).astype(np.float64)
     posterior = np.stack([0.3 * jax.random.normal(key[1], (8, 8, 4)) for key in keys]).astype(np.float64)
     u = np.array([jax.random.uniform(key[2]) for key in keys])
-    timesteps = np.asarray(sample_timesteps(step_key, batch["index"], 1000, stratified=loss.stratified_timesteps))
+    timesteps = np.asarray(
+        sample_timesteps(step_key, batch["index"], 1000, loss.stratified_timesteps, loss.timestep_shift)
+    )
 
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     signal = np.sqrt(np.cumprod(1 - betas))[timesteps][:, None, None, None]
@@ -175,7 +177,13 @@ def test_diffusion_by_hand(kind: Any) -> None:
 
 
 def test_other_weights_by_hand() -> None:
-    config = change(outside_weight=3.0, perceptual_weight=0.01, perceptual_fraction=1.0, stratified_timesteps=False)
+    config = change(
+        outside_weight=3.0,
+        perceptual_weight=0.01,
+        perceptual_fraction=1.0,
+        stratified_timesteps=False,
+        timestep_shift=3.0,
+    )
     assert evaluate(config) == pytest.approx(by_hand(loss=config.loss), rel=2e-5)
 
 
