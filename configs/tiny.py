@@ -23,6 +23,8 @@ CONFIG = ExperimentConfig(
         drop_tokens=0.05,
         drop_hint=0.05,
         drop_both=0.05,
+        # Sampled in few steps, of which the first, from pure noise, decides most of the picture.
+        timestep_shift=3.0,
     ),
     optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=100, weight_decay=1e-2),
     ema=EMAConfig(decay=0.999),

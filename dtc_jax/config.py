@@ -120,8 +120,8 @@ class LossConfig:
     stratified_timesteps: bool = True
     """Spread the batch's timesteps evenly over [0, T) (each is still uniform) instead of drawing them independently."""
     timestep_shift: float = 1.0
-    """How much denser noisy timesteps are drawn: the median is shift / (1 + shift) of T; 1 is uniform. Above 1 for models
-    that sample in few steps, which leave most of the picture to the noisiest ones."""
+    """How much denser noisy timesteps are drawn: the median is shift / (1 + shift) of T, 1 is uniform. Above 1 for a
+    model that samples in few steps, which leave most of the picture to the noisiest ones."""
 
     def __post_init__(self) -> None:
         for name in ("perceptual_weight", "outside_weight", "drop_tokens", "drop_hint", "drop_both", "kl_weight"):

@@ -188,7 +188,7 @@ def _detail_colors(kind: Int[Array, ""], colors: Float[Array, "2 3"]) -> Float[A
     above = {
         "window": jnp.array([0.92, 0.95, 1.0]),
         "cabinet": 0.55 * colors[0],
-        "lamp": mix(colors[1], jnp.array([1.0, 0.95, 0.8]), 0.5),
+        "lamp": jnp.array([0.95, 0.9, 0.8]),
         "plant": mix(jnp.array([0.2, 0.42, 0.2]), colors[1], 0.3),
     }
     below = {"window": jnp.array([0.6, 0.75, 0.95]), "picture": 1 - 0.7 * colors[0]}

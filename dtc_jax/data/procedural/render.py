@@ -150,26 +150,12 @@ def render_scene(
     return jnp.clip(image, 0.0, 1.0), alpha
 
 
-def _dilate(inside: Bool[Array, "h w"], steps: Field, most: int) -> Bool[Array, "h w"]:
-    """Grown by ``steps`` pixels (at most ``most``): crosses and squares in turn, which makes octagons."""
-    for step in range(most):
-        rows = jnp.pad(inside, ((1, 1), (0, 0)))
-        vertical = rows[:-2] | rows[2:]
-        columns = jnp.pad(inside | (vertical if step % 2 else False), ((0, 0), (1, 1)))
-        grown = inside | vertical | columns[:, :-2] | columns[:, 2:]
-        inside = jnp.where(step < steps, grown, inside)
-    return inside
-
-
 def scene_mask(alpha: Float[Array, "size size"], scene: Scene) -> Bool[Array, "size size"]:
-    """The region to fill: the silhouette grown by 0 or 1 pixel, or its bounding box with margins of 0 or 1 pixel.
+    """The region to fill: the pixels that show the product, or their bounding box.
 
-    Pixels are those of a picture of side 64, in proportion at other sizes; clipped to the picture.
+    Exactly those: a margin that differs from photo to photo would hide the scale of what is to be painted.
     """
     size = alpha.shape[0]
     inside = alpha > VISIBLE
-    margins = jnp.floor(scene.mask_margins * size / 64 + 0.5).astype(jnp.int32)
-    fine = _dilate(inside, margins[0], max(1, round(size / 64)))
-    box_margins = margins[1:] * jnp.array([-1, -1, 1, 1])
-    boxed = box_mask_jax(bounding_box_jax(inside) + box_margins, size, size)
-    return jnp.where(scene.mask_kind == MASK_KINDS.index("box"), boxed, fine)
+    boxed = box_mask_jax(bounding_box_jax(inside), size, size)
+    return jnp.where(scene.mask_kind == MASK_KINDS.index("box"), boxed, inside)

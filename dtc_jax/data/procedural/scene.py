@@ -22,7 +22,8 @@ MASK_KINDS = ("fine", "box")
 OBJECT_COUNT = 3
 
 MAX_TURN_DEGREES = 12.0
-_TURN_SIGMA_DEGREES = 4.0
+_TURN_SIGMA_DEGREES = 3.0
+_WHITE = (0.9, 0.9, 0.88)
 _SKY, _GRASS = WALLS.index("sky"), FLOORS.index("grass")
 
 
@@ -45,6 +46,7 @@ class Scene(NamedTuple):
     object_places: Float[Array, "n 4"]
     """Centre x, centre y, half-width, half-height."""
     object_colors: Float[Array, "n 2 3"]
+    """Body and detail. What is white in most homes is white here, and shows the light's colour and strength."""
     light_direction: Float[Array, "3"]
     """Unit vector towards the light; its third part points at the viewer."""
     light_color: Float[Array, "3"]
@@ -65,9 +67,6 @@ class Scene(NamedTuple):
     turn: Float[Array, ""]
     """Radians, at most 12 degrees either way."""
     mask_kind: Int[Array, ""]
-    mask_margins: Float[Array, "5"]
-    """Dilation of the fine mask, then top, left, bottom and right margins of the box, in 64ths of the side, 0 or 1.
-    Wider ones would hide where the product ends, and with it the scale of what is to be painted."""
 
 
 def _any_of(draw: Float[Array, "*shape"], count: int) -> Int[Array, "*shape"]:
@@ -75,7 +74,7 @@ def _any_of(draw: Float[Array, "*shape"], count: int) -> Int[Array, "*shape"]:
 
 
 def sample_turn(draw: Float[Array, ""]) -> Float[Array, ""]:
-    """A turn in radians from a uniform draw: normal with sigma 4 degrees, truncated at 12."""
+    """A turn in radians from a uniform draw: normal with sigma 3 degrees, truncated at 12."""
     limit = MAX_TURN_DEGREES / _TURN_SIGMA_DEGREES
     edge = jax.scipy.special.erf(limit / jnp.sqrt(2.0))
     normal = jnp.sqrt(2.0) * jax.scipy.special.erfinv(edge * (2 * draw - 1))
@@ -115,6 +114,9 @@ def sample_scene(key: Shaped[Array, ""]) -> Scene:
     side = jnp.arange(OBJECT_COUNT) % 2 + 0.0
     half_width = mix(0.08, 0.18, props[:, 3])
     half_height = jnp.where(kinds == 3, half_width, jnp.where(kinds >= 4, 1.6, 1.2) * mix(0.09, 0.17, props[:, 4]))
+    white_body = ((kinds == OBJECTS.index("window")) | (kinds == OBJECTS.index("plant")))[:, None]
+    object_colors = mix(colors[7:].reshape(OBJECT_COUNT, 2, 3), 0.6, 0.2)
+    body_colors = jnp.where(white_body, jnp.array(_WHITE), object_colors[:, 0])
     object_x = jnp.abs(side - mix(-0.05, 0.36, props[:, 1]))
     object_y = jnp.where(on_wall, mix(0.05, 0.4, props[:, 2]), horizon + 0.05 * props[:, 2] - half_height + 0.02)
 
@@ -122,7 +124,7 @@ def sample_scene(key: Shaped[Array, ""]) -> Scene:
     warmth = 2 * light[3] - 1
     warm, cool = jnp.array([1.15, 0.88, 0.55]), jnp.array([0.68, 0.92, 1.18])
     tint = jnp.where(warmth > 0, mix(1.0, warm, warmth), mix(1.0, cool, -warmth))
-    dark_part = jnp.where(light[5] < 0.45, mix(0.3, 0.5, light[6]), 0.0)
+    dark_part = jnp.where(light[5] < 0.6, mix(0.35, 0.65, light[6]), 0.0)
     return Scene(
         wall=wall,
         wall_colors=jnp.where(outdoor, sky, wall_colors),
@@ -136,9 +138,9 @@ def sample_scene(key: Shaped[Array, ""]) -> Scene:
         table_half_width=scale * mix(1.15, 1.7, layout[15]),
         objects=kinds,
         object_places=jnp.stack([object_x, object_y, half_width, half_height], axis=-1),
-        object_colors=mix(colors[7:].reshape(OBJECT_COUNT, 2, 3), 0.6, 0.2),
+        object_colors=jnp.stack([body_colors, object_colors[:, 1]], axis=1),
         light_direction=elevation / jnp.sqrt((elevation**2).sum()),
-        light_color=tint * mix(0.7, 1.25, light[4]),
+        light_color=tint * mix(0.6, 1.25, light[4]),
         ambient=mix(0.3, 0.55, light[7]),
         falloff=mix(0.1, 0.55, light[8]),
         shade_edge=jnp.stack(
@@ -150,5 +152,4 @@ def sample_scene(key: Shaped[Array, ""]) -> Scene:
         narrowing=mix(0.55, 0.82, pose[11]),
         turn=sample_turn(pose[4]),
         mask_kind=(pose[5] < 0.5).astype(jnp.int32),
-        mask_margins=jnp.floor(2 * pose[6:11]),
     )
