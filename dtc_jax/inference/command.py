@@ -71,6 +71,8 @@ class SampleArguments:
     """What guidance compares with: without the reference's tokens, or without tokens and hint."""
     context: float = DEFAULT_CONTEXT
     """How much of the scene the model sees round the mask, as a share of the mask's larger side."""
+    keep_backdrop: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Leave a reference's plain, light backdrop as it is; otherwise it is made white, which the model knows best."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +120,14 @@ def run(arguments: SampleArguments) -> None:
         "unconditional": arguments.unconditional,
     }
     sampler_settings(config, **choices)
-    first = _prepare(jobs[0], config.model, arguments.context)
+    first = _prepare(jobs[0], config.model, arguments)
     enable_compilation_cache()
     pipeline = Pipeline.load(arguments.checkpoint)
     waiting: deque[tuple[Prepared, _Job, Path]] = deque()
 
     def cases() -> Iterator[tuple[Prepared, int, int]]:
         for number, job in enumerate(jobs):
-            case = first if number == 0 else _prepare(job, config.model, arguments.context)
+            case = first if number == 0 else _prepare(job, config.model, arguments)
             for index, output in enumerate(job.outputs):
                 waiting.append((case, job, output))
                 yield case, job.seed, index
@@ -138,10 +140,18 @@ def run(arguments: SampleArguments) -> None:
         write_image(output, case.put_back(image), read_profile(job.case.scene))
 
 
-def _prepare(job: _Job, model: ModelConfig, context: float) -> Prepared:
+def _prepare(job: _Job, model: ModelConfig, arguments: SampleArguments) -> Prepared:
     case = job.case
     try:
-        return read_case(case.scene, case.mask, case.reference, model, box=case.box, context=context)
+        return read_case(
+            case.scene,
+            case.mask,
+            case.reference,
+            model,
+            box=case.box,
+            context=arguments.context,
+            keep_backdrop=arguments.keep_backdrop,
+        )
     except InputError as error:
         raise InputError(f"{case.where}: {error}" if case.where else str(error)) from None
 

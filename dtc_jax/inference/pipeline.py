@@ -88,6 +88,7 @@ class Pipeline:
         guidance_scale: float | None = None,
         unconditional: Literal["tokens", "both"] | None = None,
         context: float = DEFAULT_CONTEXT,
+        keep_backdrop: bool = False,
         feather: int = 0,
         batch_size: int = 1,
     ) -> list[UInt8[np.ndarray, "h w 3"]]:
@@ -104,6 +105,7 @@ class Pipeline:
             guidance_scale: how much the reference counts; 1 turns guidance off, which is twice as fast.
             unconditional: what guidance compares with: without the reference's tokens, or without tokens and hint.
             context: how much of the scene round the mask the model sees; see `window.crop_window`.
+            keep_backdrop: leave a reference's off-white studio backdrop as it is, in place of making it white.
             feather: width in pixels of a blend along the mask's edge, inside it.
             batch_size: images per call of the compiled function.
 
@@ -115,7 +117,7 @@ class Pipeline:
         """
         if num_images < 1:
             raise InputError(f"num_images: must be at least 1, not {num_images}")
-        case = self.prepare(scene, mask, reference, box=box, context=context)
+        case = self.prepare(scene, mask, reference, box=box, context=context, keep_backdrop=keep_backdrop)
         results = self.generate(
             ((case, seed, index) for index in range(num_images)),
             num_inference_steps=num_inference_steps,
@@ -133,9 +135,11 @@ class Pipeline:
         *,
         box: Sequence[int] | None = None,
         context: float = DEFAULT_CONTEXT,
+        keep_backdrop: bool = False,
     ) -> Prepared:
         """One case, read, checked and brought to the model's sizes, for `generate`; see `read_case`."""
-        return read_case(scene, mask, reference, self.config.model, box=box, context=context)
+        model = self.config.model
+        return read_case(scene, mask, reference, model, box=box, context=context, keep_backdrop=keep_backdrop)
 
     def generate(
         self,

@@ -12,7 +12,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from dtc_jax.config import ModelConfig
-from dtc_jax.data.hints import stitch, trim_bounds
+from dtc_jax.data.hints import OPAQUE_TOLERANCE, stitch, trim_bounds
+from dtc_jax.inference.backdrop import whiten_backdrop
 from dtc_jax.inference.images import (
     ImageLike,
     InputError,
@@ -56,6 +57,7 @@ def read_case(
     *,
     box: Sequence[int] | None = None,
     context: float = DEFAULT_CONTEXT,
+    keep_backdrop: bool = False,
 ) -> Prepared:
     """Read and check one case and bring it to the model's sizes.
 
@@ -66,6 +68,7 @@ def read_case(
         config: see `prepare`.
         box: x0, y0, x1, y1 in pixels of the displayed scene.
         context: see `window.crop_window`.
+        keep_backdrop: see `prepare`.
 
     Raises:
         InputError: an input that cannot be used.
@@ -80,7 +83,7 @@ def read_case(
         region = read_box(box, size)
     else:
         raise InputError("mask and box: give one of the two")
-    return prepare(photo, region, read_reference(reference), config, context)
+    return prepare(photo, region, read_reference(reference), config, context, keep_backdrop)
 
 
 def prepare(
@@ -89,6 +92,7 @@ def prepare(
     reference: UInt8[np.ndarray, "rh rw c"],
     config: ModelConfig,
     context: float = DEFAULT_CONTEXT,
+    keep_backdrop: bool = False,
 ) -> Prepared:
     """Cut the window, stitch the hint, frame the reference.
 
@@ -98,11 +102,15 @@ def prepare(
         reference: RGB, or RGBA where some of it is transparent.
         config: the sizes that the model takes, and how it was taught to place the hint.
         context: see `window.crop_window`.
+        keep_backdrop: leave a reference's off-white studio backdrop as it is; see `backdrop.whiten_backdrop`.
 
     Raises:
         ValueError: an empty mask or a negative context.
     """
     size = config.image_size
+    cut_out = reference.shape[-1] == 4 and bool((reference[..., 3] < OPAQUE_TOLERANCE).any())
+    if not (keep_backdrop or cut_out):
+        reference = whiten_backdrop(on_white(reference))
     window = crop_window(mask, context)
     small_mask = extract_mask(mask, window, size)
     batch = {

@@ -25,7 +25,14 @@ DIFFUSERS_VERSION = "0.32.0"
 """The oldest release that the folder's code is written for."""
 
 PATCH_AUTOENCODER = Layout("Diffuse to Choose's PatchAutoencoder", rule_entries)
-PIPELINE_FILES = ("pipeline.py", "dtc_images.py", "dtc_preprocessing.py", "dtc_resize.py", "dtc_sampler.py")
+PIPELINE_FILES = (
+    "pipeline.py",
+    "dtc_backdrop.py",
+    "dtc_images.py",
+    "dtc_preprocessing.py",
+    "dtc_resize.py",
+    "dtc_sampler.py",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from .dtc_backdrop import whiten_backdrop
 from .dtc_images import on_white
 from .dtc_resize import edge_distance, resize_area, resize_cubic, resize_nearest
 
@@ -69,6 +70,9 @@ def prepare(photo, mask, reference, *, size, reference_size, fit, region, trim, 
         fit, region, trim: How the model was taught to place the hint; see `stitch`.
         context: See `crop_window`.
     """
+    cut_out = reference.shape[-1] == 4 and (reference[..., 3] < OPAQUE_TOLERANCE).any()
+    if not cut_out:
+        reference = whiten_backdrop(on_white(reference))
     window = crop_window(mask, context)
     small_mask = extract_mask(mask, window, size)
     return Prepared(
