@@ -10,6 +10,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -41,7 +42,7 @@ Diffuse to Choose at {size} pixels, trained from nothing by this repository's `t
 | git revision | {revision} |
 | sampling | DDIM, {steps} steps, guidance {guidance}, unconditional branch without {unconditional} |
 
-The whole configuration is in config.json; `python train.py tiny --run-dir DIR` trains it again and
+{recipe}The whole configuration is in config.json; `python train.py tiny --run-dir DIR` trains such a model from nothing and
 `python train.py tiny --run-dir DIR --init-from dtc_jax/shipped/tiny` continues from it.
 
 ## Figures
@@ -83,6 +84,8 @@ class Arguments:
     """Further checkpoints for the table, by name."""
     extra: tuple[Path, ...] = ()
     """Further run folders whose training time belongs to the model (earlier stages that were trained elsewhere)."""
+    recipe: str = ""
+    """What the card says of how the stages followed one another and how the sampling was chosen."""
 
 
 def stage_line(run: Path) -> str:
@@ -136,7 +139,9 @@ def model_card(
     """The card, from what the run and the evaluation wrote."""
     prerequisites = sorted((arguments.run / "prerequisites").glob("*/"))
     origin = [json.loads(line) for line in (arguments.run / "provenance.jsonl").read_text().splitlines()][-1]
+    recipe = textwrap.fill(arguments.recipe, 120) + "\n\n" if arguments.recipe else ""
     return CARD.format(
+        recipe=recipe,
         size=config.model.image_size,
         parameters=sum(leaf.size for leaf in flatten_params(params).values()),
         megabytes=size / 1e6,

@@ -157,7 +157,8 @@ def _network_arrays(name: str, network: Any, dtype: DTypeLike | None) -> dict[st
             stored = array.astype(np.dtype(dtype)) if dtype is not None and _is_float(array) else array
         if stored is not array and not np.isfinite(stored.astype(np.float32)).all() and _all_finite(array):
             raise ModelFolderError(f"{name}/{path}: values beyond the range of {np.dtype(dtype).name}; store float32")
-        arrays[path] = np.ascontiguousarray(stored)
+        # ascontiguousarray would make a scalar an array of one.
+        arrays[path] = np.asarray(stored, order="C")
     return arrays
 
 

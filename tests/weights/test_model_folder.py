@@ -31,6 +31,7 @@ def _params() -> dict:
         "unet": {
             "conv_in": {"kernel": random.normal(size=(3, 3, 9, 8)).astype(np.float32), "bias": np.zeros(8, np.float32)},
             "steps": np.arange(3, dtype=np.int32),
+            "temperature": np.float32(0.07),
         },
         "null_tokens": random.normal(size=(1, 1, 8)).astype(np.float32),
     }
@@ -40,7 +41,7 @@ def _assert_equal(left: dict, right: dict) -> None:
     left, right = flatten_params(left), flatten_params(right)
     assert list(left) == list(right)
     for path, value in left.items():
-        assert value.dtype == right[path].dtype, path
+        assert (value.dtype, value.shape) == (right[path].dtype, right[path].shape), path
         np.testing.assert_array_equal(value, right[path])
 
 
