@@ -42,8 +42,8 @@ Diffuse to Choose at {size} pixels, trained from nothing by this repository's `t
 | git revision | {revision} |
 | sampling | DDIM, {steps} steps, guidance {guidance}, unconditional branch without {unconditional} |
 
-{recipe}The whole configuration is in config.json; `python train.py tiny --run-dir DIR` trains such a model from nothing and
-`python train.py tiny --run-dir DIR --init-from dtc_jax/shipped/tiny` continues from it.
+{recipe}The whole configuration is in config.json; `python train.py tiny --run-dir DIR` trains such a model from nothing
+and `python train.py tiny --run-dir DIR --init-from dtc_jax/shipped/tiny` continues from it.
 
 ## Figures
 
