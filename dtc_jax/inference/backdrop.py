@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-LEAST_LIGHTNESS = 140
-"""A backdrop's darkest channel, of 255; darker borders are taken for the product's own."""
+LEAST_LIGHTNESS, MOST_LIGHTNESS = 140, 250
+"""A backdrop's darkest channel, of 255. Darker borders are taken for the product's own; lighter ones are white as they
+are, and an off-white product must not be lost in them."""
 
 MOST_CHROMA = 24
 """Between a backdrop's channels: it is neutral."""
@@ -41,7 +42,8 @@ def whiten_backdrop(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).astype(np.int16)
     median = np.median(border, axis=0)
     plain = np.mean(np.abs(border - median).max(axis=1) <= MOST_DEVIATION) >= PLAIN_SHARE
-    if not plain or median.min() < LEAST_LIGHTNESS or median.max() - median.min() > MOST_CHROMA:
+    light = LEAST_LIGHTNESS <= median.min() <= MOST_LIGHTNESS
+    if not (plain and light) or median.max() - median.min() > MOST_CHROMA:
         return image
     backdrop = _reached_from_border(image, median)
     return np.where(backdrop[..., None], np.uint8(255), image)

@@ -53,10 +53,11 @@ def test_a_soft_shadow_is_backdrop_until_it_is_dark() -> None:
     [
         np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8),
         _studio(color=(90, 90, 90)),
+        _studio(color=(254, 254, 254), slope=0.0),
         _studio(color=(240, 200, 190)),
         np.concatenate([_studio(), np.full((30, 160, 3), (60, 120, 30), np.uint8)]),
     ],
-    ids=["a scene", "a dark border", "a coloured border", "a table below"],
+    ids=["a scene", "a dark border", "white", "a coloured border", "a table below"],
 )
 def test_other_photos_stay_as_they_are(image: np.ndarray) -> None:
     assert whiten_backdrop(image) is image

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-LEAST_LIGHTNESS, MOST_CHROMA = 140, 24
-"""A backdrop's darkest channel is at least the first, and its channels differ by at most the second."""
+LEAST_LIGHTNESS, MOST_LIGHTNESS, MOST_CHROMA = 140, 250, 24
+"""A backdrop's darkest channel lies between the first two, and its channels differ by at most the third."""
 
 MOST_DEVIATION, PLAIN_SHARE = 48, 0.97
 """The second share of the border's pixels is within the first of the border's median, and all of the backdrop is."""
@@ -23,7 +23,8 @@ def whiten_backdrop(image: np.ndarray) -> np.ndarray:
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).astype(np.int16)
     median = np.median(border, axis=0)
     plain = np.mean(np.abs(border - median).max(axis=1) <= MOST_DEVIATION) >= PLAIN_SHARE
-    if not plain or median.min() < LEAST_LIGHTNESS or median.max() - median.min() > MOST_CHROMA:
+    light = LEAST_LIGHTNESS <= median.min() <= MOST_LIGHTNESS
+    if not (plain and light) or median.max() - median.min() > MOST_CHROMA:
         return image
     candidate = np.abs(image - median).max(axis=2) <= MOST_DEVIATION
     return np.where(_reached(_blur(image), candidate)[..., None], np.uint8(255), image)
