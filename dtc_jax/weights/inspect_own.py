@@ -11,6 +11,7 @@ from dtc_jax.config import ExperimentConfig
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights.checkpoint_source import FLAX
 from dtc_jax.weights.export_pytorch import (
+    EXPERIMENT_FILE,
     ExportedNetwork,
     exported_config,
     exported_shapes,
@@ -62,8 +63,8 @@ def run_folder(folder: Path) -> Inspection:
     shapes = _shapes(config)
     for name in sorted({path.partition("/")[0] for path in arrays}):
         own = {path.partition("/")[2]: array for path, array in arrays.items() if path.startswith(f"{name}/")}
-        parts.append(_own_part(where, name, ArraySource(own, where), shapes, "moving average"))
-    details = f"unfinished, newest checkpoint at step {step}; {_experiment(config)}"
+        parts.append(_own_part(where, name, ArraySource(own, where), shapes))
+    details = f"unfinished, newest checkpoint at step {step} (moving average); {_experiment(config)}"
     return Inspection(folder, "run folder", [*parts, *_missing(where, config, parts)], {}, details)
 
 
@@ -81,12 +82,12 @@ def _files(folder: Path, config: ExperimentConfig) -> list[Part]:
     return [_own_part(file, file.stem, SafetensorsFile(file), shapes) for file in sorted(folder.glob("*.safetensors"))]
 
 
-def _own_part(path: Path, name: str, source: TensorSource, shapes: Mapping[str, Shapes], reason: str = "") -> Part:
+def _own_part(path: Path, name: str, source: TensorSource, shapes: Mapping[str, Shapes]) -> Part:
     if name in shapes:
         problem = str(differences(FLAX, source, shapes[name]))
     else:
         problem = "" if name == _HEADS else "not a network of the configuration"
-    return make_part(path, name, FLAX.name, source, source.keys(), reason, problem)
+    return make_part(path, name, FLAX.name, source, source.keys(), "", problem)
 
 
 def _missing(folder: Path, config: ExperimentConfig, parts: list[Part]) -> list[Part]:
@@ -152,5 +153,4 @@ def _exported(folder: Path, expected: _Expected, variant: str | None) -> Part:
     except WeightsError as error:
         return absent_part(folder / network.folder, network.folder, f"missing or unreadable: {error}")
     problem = str(differences(network.layout, source, expected.shapes))
-    reason = f"{network.class_name} of {network.library}" if network.library else ""
-    return make_part(source.path, network.folder, network.layout.name, source, source.keys(), reason, problem)
+    return make_part(source.path, network.folder, network.layout.name, source, source.keys(), EXPERIMENT_FILE, problem)

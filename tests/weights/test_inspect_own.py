@@ -16,7 +16,7 @@ from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights import save_model_folder
 from dtc_jax.weights.checkpoint_source import open_checkpoint
 from dtc_jax.weights.command import main
-from dtc_jax.weights.export_pytorch import export_pipeline
+from dtc_jax.weights.export_pytorch import export_pipeline, open_exported
 from dtc_jax.weights.inspect import describe, inspect
 from dtc_jax.weights.model_folder import flatten_params, is_model_folder
 from tests.models.trees import random_tree
@@ -94,6 +94,14 @@ def test_exported_folder_that_lacks_something(exported: Path) -> None:
     assert "missing files: " in describe(found) and "pipeline.py" in describe(found)
 
 
+def test_way_back_has_the_published_positions(model_folder: Path, exported: Path) -> None:
+    name = "embeddings/position_embeddings"
+    (back,) = [tensor for tensor in open_exported(exported).networks["reference_encoder"] if tensor.name == name]
+    published = open_checkpoint(model_folder).networks["reference_encoder"].read(name)
+    assert back.shape == published.shape == (1, 37 * 37 + 1, 32)
+    np.testing.assert_array_equal(back.read(), published.astype(np.float16))
+
+
 def test_exported_folder_without_its_configuration(exported: Path) -> None:
     (exported / "dtc_jax.json").unlink()
     found = inspect(exported)
@@ -139,7 +147,9 @@ def test_unfinished_run(config: ExperimentConfig, tmp_path: Path) -> None:
         manager.save(7, args=ocp.args.Composite(state=ocp.args.StandardSave({"params": trained, "ema": trained})))
     assert not is_model_folder(tmp_path / "model")
     found = inspect(tmp_path)
-    assert found.kind == "run folder" and found.details.startswith("unfinished, newest checkpoint at step 7;")
+    assert found.kind == "run folder" and found.details.startswith(
+        "unfinished, newest checkpoint at step 7 (moving average);"
+    )
     parts = {part.network: part for part in found.parts}
     assert parts["unet"].path == tmp_path / "checkpoints" / "7" and parts["vae"].path.parent == tmp_path / "frozen"
     assert parts["unet"].parameters == sum(array.size for array in flatten_params(params["unet"]).values())
