@@ -1,4 +1,4 @@
-"""The whole model at its published size: import, export, the way back, sampling; and how much memory each takes.
+"""The whole model at its published size: import, both exports, the way back, sampling; and how much memory each takes.
 
     make test-full
 
@@ -29,11 +29,11 @@ from dtc_jax import presets
 from dtc_jax.config import ModelConfig
 from dtc_jax.weights import autoencoder_kl, dinov2, unet, vgg
 from dtc_jax.weights.layouts import Layout, torch_shapes
-from dtc_jax.weights.tensors import LazyTensor, SafetensorsFile, Shape, write_tensors
+from dtc_jax.weights.tensors import LazyTensor, SafetensorsFile, Shape, open_tensors, write_tensors
 from dtc_jax.weights.unet_config import to_diffusers_config
 from tests.parity.alone import sample_alone
 
-pytest.importorskip("diffusers")
+diffusers = pytest.importorskip("diffusers")
 
 ROOT = Path(__file__).resolve().parents[2]
 CONVERSION_GIB = 4.0
@@ -215,6 +215,24 @@ def test_way_back_is_exact(folders: Folders, tmp_path: Path) -> None:
                 assert before.read(name).tobytes() == after.read(name).tobytes(), f"{file}: {name}"
     finally:
         shutil.rmtree(again, ignore_errors=True)
+
+
+def test_single_file_opens_in_diffusers(folders: Folders, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    try:
+        single = ("export", "--checkpoint", folders.start, "--format", "ldm", "--output", file)
+        assert measured("single file", CONVERT, *single) < CONVERSION_GIB
+        for name, kind in (("unet", "UNet2DConditionModel"), ("vae", "AutoencoderKL")):
+            # The configuration has to be named: diffusers would download the published one.
+            module = getattr(diffusers, kind).from_single_file(
+                str(file), config=str(folders.exported), subfolder=name, local_files_only=True
+            )
+            wanted, state = open_tensors(folders.exported / name), module.state_dict()
+            assert sorted(state) == sorted(wanted.keys())
+            for tensor, values in state.items():
+                np.testing.assert_array_equal(values.numpy(), wanted.read(tensor), err_msg=tensor)
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def case_files(real_inputs: Path) -> dict[str, Path]:
