@@ -12,7 +12,7 @@ import pytest
 
 from dtc_jax import presets
 from dtc_jax.config import ConfigError, ExperimentConfig
-from dtc_jax.training.initial import initial_params
+from dtc_jax.training.initial import check_mask_channel, initial_params
 from dtc_jax.weights.model_folder import ModelFolderError, flatten_params, save_model_folder
 
 CONFIG = ExperimentConfig(name="test", model=presets.test())
@@ -118,9 +118,7 @@ def test_masks_of_the_other_polarity_are_refused(fresh: dict[str, Any], tmp_path
         "train with --model.unet.mask-channel keep"
     )
     with pytest.raises(ConfigError, match=r"usual: .*1 means fill, .*1 means keep; .*--model.unet.mask-channel fill"):
-        initial_params(keep, KEY, [usual])
+        check_mask_channel(usual, "fill", "keep")
     assert _equal(initial_params(keep, KEY, [by_example])["unet"], _filled(fresh, 1, "unet")["unet"])
-    # The U-Net that counts is the last one; a stage without one takes the rest.
+    # The U-Net that counts is the last one.
     assert _equal(initial_params(CONFIG, KEY, [by_example, usual])["unet"], _filled(fresh, 2, "unet")["unet"])
-    autoencoder = dataclasses.replace(CONFIG, stage="autoencoder")
-    assert set(initial_params(autoencoder, KEY, [by_example])) == {"vae"}
