@@ -54,8 +54,8 @@ typecheck: $(VENV)/.installed-dev  ## Check the types
 test-slow: $(VENV)/.installed-dev  ## Run the full-size and long tests too
 	$(BIN)/python -m pytest -m "slow or not slow" --timeout=3600
 
-test-full: $(VENV)/.installed-dev  ## Compare every network at its published size with PyTorch (20 GiB of memory)
-	$(BIN)/python -m pytest -s -m slow --timeout=3600 tests/parity/test_full_size.py
+test-full: $(VENV)/.installed-dev  ## Compare every network at its published size with PyTorch (20 GiB of memory, 35 GB of disk)
+	$(BIN)/python -m pytest -s -m slow --timeout=3600 tests/parity/test_full_size.py tests/parity/test_full_size_model.py
 
 mutants: $(VENV)/.installed-dev  ## Break the code in known ways, one at a time, and see the tests go red
 	$(BIN)/python scripts/mutants.py --jobs $(JOBS)

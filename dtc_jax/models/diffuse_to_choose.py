@@ -10,6 +10,7 @@ Parameters are one nested dict with a tree per network: `unet`, `hint_encoder`, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -105,6 +106,11 @@ class DiffuseToChoose:
 
     def shapes(self) -> dict[str, Any]:
         """Shapes and types of all parameters, as `jax.ShapeDtypeStruct`, without allocating or compiling anything."""
+        # A copy: callers take networks out.
+        return jax.tree.map(lambda leaf: leaf, _traced_shapes(self))
+
+    def _trace_shapes(self) -> dict[str, Any]:
+        """What `shapes` returns; takes seconds."""
         config = self.config
         width = config.unet.cross_attention_dim
         latent = config.unet.downsampling
@@ -273,6 +279,11 @@ class DiffuseToChoose:
         # The order of Stable Diffusion's inpainting model; Paint by Example has the mask last.
         inputs = jnp.concatenate([noisy_latents, mask_latent, masked_latents], axis=-1)
         return _apply(self.unet, params["unet"], inputs, timesteps, tokens, modulations)
+
+
+@functools.lru_cache(maxsize=16)
+def _traced_shapes(model: DiffuseToChoose) -> dict[str, Any]:
+    return model._trace_shapes()
 
 
 def _spec(*shape: int) -> jax.ShapeDtypeStruct:

@@ -49,7 +49,7 @@ def initial_params(config: ExperimentConfig, key: Key[Array, ""], init_from: Seq
         init_from: Model or run folders; each brings the networks that it holds and the stage needs, later ones win.
 
     Raises:
-        ConfigError: a folder holds nothing that the stage needs.
+        ConfigError: a folder holds nothing that the stage needs, or its U-Net reads masks of the other polarity.
         ModelFolderError: a folder's network has other names or shapes than the configuration describes.
     """
     wanted = STAGE_NETWORKS[config.stage]
@@ -61,21 +61,45 @@ def initial_params(config: ExperimentConfig, key: Key[Array, ""], init_from: Seq
             fresh["vae"][part].update(layer)
     params = {name: fresh[name] for name in wanted if name in fresh}
     loaded_networks: set[str] = set()
+    # Of the U-Net that is taken: no tensor's shape shows what 1 means in the mask that it reads.
+    unet_from: tuple[Path, str] | None = None
     for folder in init_from:
-        _, loaded = load_checkpoint(folder, dtype=np.float32)
+        stored, loaded = load_checkpoint(folder, dtype=np.float32)
         brought = [name for name in params if name in loaded]
         if not brought:
             raise ConfigError(f"{folder}: holds {', '.join(loaded)}, none of which {config.name} needs")
         for name in brought:
             check_params({name: loaded[name]}, {name: params[name]}, where=str(folder))
             params[name] = loaded[name]
+        if "unet" in brought:
+            unet_from = folder, stored.model.unet.mask_channel
         loaded_networks.update(brought)
         logger.info("%s: %s", folder, ", ".join(brought))
+    if unet_from is not None:
+        check_mask_channel(*unet_from, config.model.unet.mask_channel)
     if "unet" in loaded_networks and "hint_encoder" in params and "hint_encoder" not in loaded_networks:
         # The replica is one of the U-Net that training starts from, not of the random one that it replaced.
         params["hint_encoder"] = replicate_encoder(params["unet"], config.model.vae.latent_channels)
         logger.info("hint_encoder: a copy of the loaded unet's encoder and middle")
     return params
+
+
+def check_mask_channel(folder: Path, stored: str, wanted: str) -> None:
+    """Refuse a U-Net that was trained on masks of the other polarity.
+
+    Args:
+        folder: Where the U-Net is from.
+        stored: `model.unet.mask_channel` there.
+        wanted: The same of the experiment.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    if stored != wanted:
+        raise ConfigError(
+            f"{folder}: its U-Net reads masks in which 1 means {stored}, the experiment's 1 means {wanted}; "
+            f"train with --model.unet.mask-channel {stored}"
+        )
 
 
 def patch_components(config: ExperimentConfig, count: int = 256) -> PyTree:

@@ -31,7 +31,7 @@ def _flax_entries(shapes: Shapes) -> list[Entry]:
     return [Entry((path,), (path,)) for path in shapes]
 
 
-FLAX = Layout("a model folder", _flax_entries)
+FLAX = Layout("dtc-jax", _flax_entries)
 """Our own files: Flax paths as names."""
 
 

@@ -31,8 +31,8 @@ from dtc_jax.weights.starting_parts import (
     null_tokens,
     part,
     replica,
+    starting_unet,
     taesd,
-    the_network,
 )
 from dtc_jax.weights.tensors import LazyTensor, WeightsError, write_tensors
 
@@ -118,7 +118,7 @@ def start_from(parts: Parts, image_size: int = 512, seed: int = 0) -> Start:
     if parts.base.is_dir() and is_exported_folder(parts.base):
         return _from_exported(parts)
     base = base_networks(parts.base, parts.variant)
-    unet = the_network(base, "unet_ema" if parts.ema else "unet", parts.base)
+    unet = starting_unet(base, parts.ema, parts.base)
     found = {
         "vae": None if is_taesd(parts.vae) else part(parts.vae, "vae", parts.variant) or base.get("vae"),
         "reference_encoder": part(parts.reference_encoder, "dinov2", parts.variant),
@@ -148,6 +148,8 @@ def start_from(parts: Parts, image_size: int = 512, seed: int = 0) -> Start:
 
     tensors = import_tensors(unet.layout, unet.source, unet.shapes)
     unet_source = _source("unet", unet)
+    if parts.ema:
+        unet_source = replace(unet_source, layout=f"{unet_source.layout}; moving average")
     if unet.config.in_channels != model.unet.in_channels:
         change = f"{unet.config.in_channels} input channels, extended to {model.unet.in_channels} with zeros"
         unet_source = replace(unet_source, layout=f"{unet_source.layout}; {change}")
@@ -211,6 +213,8 @@ def _from_exported(parts: Parts) -> Start:
     others = [name for name in ("vae", "reference_encoder", "hint_encoder") if getattr(parts, name) is not None]
     if others:
         raise WeightsError(f"{parts.base}: is a whole model; {', '.join(others)} cannot be replaced in it")
+    if parts.ema:
+        raise WeightsError(f"{parts.base}: was exported with one set of weights; leave --ema out")
     exported = open_exported(parts.base)
     known = {source.network: source for source in exported.sources}
     networks = dict(exported.networks)

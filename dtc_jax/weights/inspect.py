@@ -2,106 +2,60 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights.detect import detect_networks
-from dtc_jax.weights.layouts import Entry, Layout, Shapes, flax_shapes
+from dtc_jax.weights.export_pytorch import EXPERIMENT_FILE, PIPELINE_CLASS, is_exported_folder
+from dtc_jax.weights.inspect_own import exported_folder, exported_part, model_folder, run_folder
+from dtc_jax.weights.inspection import Inspection, Part, absent_part, describe, make_part
 from dtc_jax.weights.mapping import differences
-from dtc_jax.weights.model_folder import is_model_folder, load_config_of
-from dtc_jax.weights.tensors import SafetensorsFile, TensorSource, WeightsError, open_tensors
+from dtc_jax.weights.model_folder import is_model_folder
+from dtc_jax.weights.tensors import TensorSource, WeightsError, open_tensors
 
-
-@dataclass(frozen=True)
-class Part:
-    """One network, or a file in which none was found.
-
-    Attributes:
-        path: Where it is.
-        network: What it is, or "unknown".
-        layout: How it is spelled there.
-        tensors: How many there are.
-        parameters: Numbers in them.
-        dtypes: How many tensors there are of each type.
-        reason: By what it was recognised, and what is assumed.
-        problem: What is missing, unexpected or misshapen, or why nothing was recognised; empty if all is well.
-    """
-
-    path: Path
-    network: str
-    layout: str
-    tensors: int
-    parameters: int
-    dtypes: Mapping[str, int]
-    reason: str
-    problem: str
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What is at a path.
-
-    Attributes:
-        path: The file or folder.
-        kind: "file", "folder of a network", "folder of several networks", "model folder" or "run folder".
-        parts: Its networks.
-        others: Tensors of no network that is known: how many there are by the first word of their names.
-    """
-
-    path: Path
-    kind: str
-    parts: Sequence[Part]
-    others: Mapping[str, int]
+__all__ = ["Inspection", "Part", "describe", "inspect"]
 
 
 def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspection:
     """Look at a file or folder; names and shapes are read, values are not.
 
     Args:
-        path: What `open_tensors` takes, a diffusers folder of several networks, a model folder or a run folder.
+        path: What `open_tensors` takes, a diffusers folder of several networks, an exported folder or one network's
+            folder in it, a model folder or a run folder.
         variant: Of the files in a folder, e.g. `fp16`.
 
     Raises:
         WeightsError: there is nothing, or it cannot be read. (That a network is not known is no error here.)
+        ModelFolderError: a model or run folder whose configuration cannot be read.
     """
     target = Path(path)
     if (target / "checkpoints").is_dir():
-        inner = next((target / name for name in ("model", "frozen") if is_model_folder(target / name)), None)
-        return Inspection(target, "run folder", _model_folder(inner) if inner is not None else [], {})
+        return run_folder(target)
+    if is_exported_folder(target):
+        return exported_folder(target, variant)
     if (target / "model_index.json").is_file():
-        parts: list[Part] = []
-        for folder in sorted(child for child in target.iterdir() if child.is_dir()):
-            parts += _folder(folder, variant)
-        return Inspection(target, "folder of several networks", parts, {})
+        return _published_folder(target, variant)
     if is_model_folder(target) and not _is_published(target):
-        return Inspection(target, "model folder", _model_folder(target), {})
+        return model_folder(target)
+    if target.is_dir() and is_exported_folder(target.resolve().parent):
+        part = exported_part(target, variant)
+        if part is not None:
+            return Inspection(target, "folder of a network", [part], {}, "of an exported folder")
     source = open_tensors(target, variant)
     parts, others = _networks(source)
     return Inspection(target, "folder of a network" if target.is_dir() else "file", parts, others)
 
 
-def describe(inspection: Inspection) -> str:
-    """A few lines of text for people."""
-    lines = [f"{inspection.path}: {inspection.kind}"]
-    for part in inspection.parts:
-        types = ", ".join(
-            f"{name}" if len(part.dtypes) == 1 else f"{count} {name}" for name, count in part.dtypes.items()
-        )
-        size = f"{part.tensors} tensors, {part.parameters:,} parameters, {types}"
-        lines.append(f"  {part.network}: {part.layout}; {size}")
-        if part.path != inspection.path:
-            lines.append(f"    in {part.path}")
-        lines += [f"    by {part.reason}"] if part.reason else []
-        lines.append(f"    {part.problem}" if part.problem else "    complete")
-    if inspection.others:
-        listed = ", ".join(f"{word}* ({count})" for word, count in inspection.others.items())
-        lines.append(f"  {sum(inspection.others.values())} tensors of no network that is known: {listed}")
-    return "\n".join(lines)
+def _published_folder(target: Path, variant: str | None) -> Inspection:
+    parts: list[Part] = []
+    for folder in sorted(child for child in target.iterdir() if child.is_dir()):
+        parts += _folder(folder, variant)
+    index = (target / "model_index.json").read_text(errors="replace")
+    if f'"{PIPELINE_CLASS}"' in index:
+        # Without the configuration, the sizes of our own parts cannot be told.
+        return Inspection(target, "exported folder", parts, {}, missing=[EXPERIMENT_FILE])
+    return Inspection(target, "folder of several networks", parts, {})
 
 
 def _is_published(folder: Path) -> bool:
@@ -117,7 +71,7 @@ def _folder(folder: Path, variant: str | None) -> list[Part]:
     try:
         return _networks(open_tensors(folder, variant))[0]
     except WeightsError as error:
-        return [Part(folder, "unknown", "", 0, 0, {}, "", str(error))]
+        return [absent_part(folder, "unknown", str(error))]
 
 
 def _networks(source: TensorSource) -> tuple[list[Part], dict[str, int]]:
@@ -125,45 +79,15 @@ def _networks(source: TensorSource) -> tuple[list[Part], dict[str, int]]:
     try:
         found = detect_networks(source)
     except WeightsError as error:
-        return [_part(source.path, "unknown", "", source, names, "", str(error))], {}
+        return [make_part(source.path, "unknown", "", source, names, "", str(error))], {}
     parts: list[Part] = []
     covered: set[str] = set()
     for detected in found:
         inner = detected.source
         covered |= {inner.full_name(name) for name in inner.keys()}  # noqa: SIM118
-        problem = str(differences(detected.layout, inner, detected.shapes))
+        layout = detected.layout
+        problem = str(differences(layout, inner, detected.shapes))
         parts.append(
-            _part(source.path, detected.network, detected.layout.name, inner, inner.keys(), detected.reason, problem)
+            make_part(source.path, detected.network, layout.name, inner, inner.keys(), detected.reason, problem)
         )
     return parts, dict(Counter(name.split(".")[0] for name in names if name not in covered))
-
-
-def _model_folder(folder: Path) -> list[Part]:
-    shapes = DiffuseToChoose(load_config_of(folder).model).shapes()
-    parts: list[Part] = []
-    for file in sorted(folder.glob("*.safetensors")):
-        source = SafetensorsFile(file)
-        if file.stem in shapes:
-            problem = str(differences(_FLAX, source, flax_shapes(shapes[file.stem])))
-        else:
-            problem = "not a network of the configuration"
-        parts.append(_part(file, file.stem, _FLAX.name, source, source.keys(), "", problem))
-    missing = [name for name in shapes if not (folder / f"{name}.safetensors").is_file()]
-    parts += [Part(folder, name, "", 0, 0, {}, "", f"{name}.safetensors is missing") for name in missing]
-    return parts
-
-
-def _flax_entries(shapes: Shapes) -> list[Entry]:
-    return [Entry((path,), (path,)) for path in shapes]
-
-
-_FLAX = Layout("dtc-jax", _flax_entries)
-
-
-def _part(
-    path: Path, network: str, layout: str, source: TensorSource, names: Iterable[str], reason: str, problem: str
-) -> Part:
-    names = list(names)
-    parameters = sum(math.prod(source.shape(name)) for name in names)
-    dtypes = Counter(source.dtype(name).name for name in names)
-    return Part(path, network, layout, len(names), parameters, dict(dtypes), reason, problem)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -82,13 +82,11 @@ def load_run_folder(folder: Path, weights: Literal["ema", "params"] = "ema") -> 
         ModelFolderError: the run has written no checkpoint yet.
     """
     config = load_config_of(folder)
-    with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise ModelFolderError(f"{folder}: this run has written no checkpoint yet")
-        item = manager.directory / str(step) / "state"
+    step, stored = stored_arrays(folder, weights)
+    if step is None:
+        raise ModelFolderError(f"{folder}: this run has written no checkpoint yet")
+    item = (folder / "checkpoints").absolute() / str(step) / "state"
     with ocp.PyTreeCheckpointer() as reader:
-        stored = reader.metadata(item).item_metadata.tree[weights]
         wanted = {weights: {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in stored.items()}}
         restored = reader.restore(
             item,
@@ -102,3 +100,22 @@ def load_run_folder(folder: Path, weights: Literal["ema", "params"] = "ema") -> 
     if is_model_folder(folder / "frozen"):
         frozen = flatten_params(load_model_folder(folder / "frozen")[1])
     return config, unflatten_params({**frozen, **restored[weights]})
+
+
+def stored_arrays(folder: Path, weights: Literal["ema", "params"] = "ema") -> tuple[int | None, dict[str, Any]]:
+    """What a run's newest checkpoint holds, by shapes and types alone.
+
+    Args:
+        folder: The run folder.
+        weights: As for `load_run_folder`.
+
+    Returns:
+        The checkpoint's step (None: there is none yet), and {Flax path: something with `shape` and `dtype`}.
+    """
+    with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
+        step = manager.latest_step()
+        if step is None:
+            return None, {}
+        item = manager.directory / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as reader:
+        return step, dict(reader.metadata(item).item_metadata.tree[weights])

@@ -20,6 +20,7 @@ from dtc_jax.weights.layouts import Shapes
 from dtc_jax.weights.mapping import import_tensors
 from dtc_jax.weights.recognition import Detected
 from dtc_jax.weights.tensors import LazyTensor, WeightsError, open_tensors
+from dtc_jax.weights.unet import LDM_EMA_PREFIX
 
 _REPLICATED = ("conv_in/", "time_embedding/", "down_blocks_", "mid_block/")
 
@@ -42,7 +43,18 @@ def _text(path: Path) -> str:
     return path.read_text(errors="replace") if path.is_file() else ""
 
 
-def the_network(found: Mapping[str, Detected], network: str, path: Path) -> Detected:
+def starting_unet(found: Mapping[str, Detected], ema: bool, path: Path) -> Detected:
+    """The U-Net of a base, or its moving average.
+
+    Raises:
+        WeightsError: the base holds no such thing.
+    """
+    network = "unet_ema" if ema else "unet"
+    if ema and "unet" in found and network not in found:
+        raise WeightsError(
+            f"{path}: holds no moving average ({LDM_EMA_PREFIX}*); leave --ema out (what is published as "
+            "emaonly has it under the plain names)"
+        )
     if network not in found:
         raise WeightsError(f"{path}: holds {', '.join(found)}, expected {network} (Stable Diffusion 1.x)")
     return found[network]

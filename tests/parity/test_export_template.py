@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from diffusers.utils import dynamic_modules_utils
 from PIL import Image
 
 from dtc_jax import presets
@@ -21,7 +22,7 @@ from dtc_jax.config import DiffusionConfig, HintConfig, ModelConfig, SamplingCon
 from dtc_jax.diffusion import DDIM, make_schedule, sample
 from dtc_jax.inference.images import read_mask, read_reference, read_scene
 from dtc_jax.inference.prepare import prepare
-from dtc_jax.weights.export_pytorch.networks import scheduler_config
+from dtc_jax.weights.export_pytorch.networks import PIPELINE_FILES, scheduler_config
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "dtc_jax" / "weights" / "export_pytorch" / "template"
 
@@ -35,6 +36,13 @@ def template() -> ModuleType:
     for name in ("dtc_images", "dtc_preprocessing", "dtc_sampler"):
         setattr(package, name, importlib.import_module(f"exported_template.{name}"))
     return package
+
+
+def test_pipeline_imports_every_file_beside_it() -> None:
+    """diffusers copies what pipeline.py itself imports into its cache of modules, and nothing that those import."""
+    imported = dynamic_modules_utils.get_relative_imports(TEMPLATE / "pipeline.py")
+    assert sorted(imported) == sorted(path.stem for path in TEMPLATE.glob("dtc_*.py"))
+    assert {"pipeline.py", *(f"{name}.py" for name in imported)} == set(PIPELINE_FILES)
 
 
 def assert_almost_equal_pixels(found: np.ndarray, expected: np.ndarray) -> None:

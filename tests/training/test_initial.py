@@ -12,7 +12,7 @@ import pytest
 
 from dtc_jax import presets
 from dtc_jax.config import ConfigError, ExperimentConfig
-from dtc_jax.training.initial import initial_params
+from dtc_jax.training.initial import check_mask_channel, initial_params
 from dtc_jax.weights.model_folder import ModelFolderError, flatten_params, save_model_folder
 
 CONFIG = ExperimentConfig(name="test", model=presets.test())
@@ -100,3 +100,25 @@ def test_hint_encoder_replicates_the_unet_that_was_loaded(fresh: dict[str, Any],
     both = save_model_folder(tmp_path / "both", CONFIG, _filled(fresh, 3, "unet", "hint_encoder"))
     params = initial_params(CONFIG, KEY, [both, unet])
     assert {float(value) for leaf in jax.tree.leaves(params["hint_encoder"]) for value in np.unique(leaf)} == {3.0}
+
+
+def _with_mask_channel(config: ExperimentConfig, value: str) -> ExperimentConfig:
+    unet = dataclasses.replace(config.model.unet, mask_channel=value)  # type: ignore[arg-type]
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, unet=unet))
+
+
+def test_masks_of_the_other_polarity_are_refused(fresh: dict[str, Any], tmp_path: Path) -> None:
+    keep = _with_mask_channel(CONFIG, "keep")
+    by_example = save_model_folder(tmp_path / "pbe", keep, _filled(fresh, 1, "unet", "vae"))
+    usual = save_model_folder(tmp_path / "usual", CONFIG, _filled(fresh, 2, "unet"))
+    with pytest.raises(ConfigError) as error:
+        initial_params(CONFIG, KEY, [by_example])
+    assert str(error.value) == (
+        f"{by_example}: its U-Net reads masks in which 1 means keep, the experiment's 1 means fill; "
+        "train with --model.unet.mask-channel keep"
+    )
+    with pytest.raises(ConfigError, match=r"usual: .*1 means fill, .*1 means keep; .*--model.unet.mask-channel fill"):
+        check_mask_channel(usual, "fill", "keep")
+    assert _equal(initial_params(keep, KEY, [by_example])["unet"], _filled(fresh, 1, "unet")["unet"])
+    # The U-Net that counts is the last one.
+    assert _equal(initial_params(CONFIG, KEY, [by_example, usual])["unet"], _filled(fresh, 2, "unet")["unet"])

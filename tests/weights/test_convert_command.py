@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -97,6 +99,20 @@ def test_single_files(capsys: pytest.CaptureFixture[str], model_folder: Path, tm
     np.testing.assert_array_equal(ldm.read("first_stage_model.encoder.conv_in.weight"), kernel)
     query = params["reference_encoder"]["encoder"]["layer_0"]["attention"]["attention"]["query"]["kernel"]
     np.testing.assert_array_equal(dinov2.read("blocks.0.attn.qkv.weight")[:16], query.T)
+
+
+def test_single_file_cannot_say_that_1_means_keep(
+    capsys: pytest.CaptureFixture[str], model_folder: Path, tmp_path: Path
+) -> None:
+    config, params = load_model_folder(model_folder)
+    unet = dataclasses.replace(config.model.unet, mask_channel="keep")
+    keep = dataclasses.replace(config, model=dataclasses.replace(config.model, unet=unet))
+    folder = save_model_folder(tmp_path / "keep", keep, params)
+    single = ("export", "--checkpoint", folder, "--format", "ldm", "--output", tmp_path / "x.safetensors")
+    assert "1 = keep" in error_of(capsys, *single)
+    assert not (tmp_path / "x.safetensors").exists()
+    assert main(("export", "--checkpoint", str(folder), "--output", str(tmp_path / "exported"))) == 0
+    assert json.loads((tmp_path / "exported" / "model_index.json").read_text())["mask_channel"] == "keep"
 
 
 def test_half_types(model_folder: Path, tmp_path: Path) -> None:

@@ -10,8 +10,24 @@ autoencoder and image encoder are plain diffusers and transformers models.
 from dtc_jax.weights.export_pytorch.folder import (
     EXPERIMENT_FILE,
     export_pipeline,
+    exported_config,
+    exported_shapes,
     is_exported_folder,
+    needed_files,
+    networks_in,
     open_exported,
 )
+from dtc_jax.weights.export_pytorch.networks import PIPELINE_CLASS, ExportedNetwork
 
-__all__ = ["EXPERIMENT_FILE", "export_pipeline", "is_exported_folder", "open_exported"]
+__all__ = [
+    "EXPERIMENT_FILE",
+    "PIPELINE_CLASS",
+    "ExportedNetwork",
+    "export_pipeline",
+    "exported_config",
+    "exported_shapes",
+    "is_exported_folder",
+    "needed_files",
+    "networks_in",
+    "open_exported",
+]

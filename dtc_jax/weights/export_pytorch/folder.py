@@ -120,7 +120,7 @@ def export_pipeline(
             tensors = export_tensors(network.layout, checkpoint.networks["vgg"], dtype)
             _write_network(folder / network.folder, network, tensors, dtype, max_shard_bytes)
         reference = config.model.reference_encoder
-        if reference.num_positions != replace(reference, position_image_size=None).num_positions:
+        if _has_original_positions(reference):
             table = cast_or_keep(checkpoint.networks["reference_encoder"].read(POSITIONS), dtype)
             write_tensors(folder, POSITIONS_FILE, [LazyTensor(POSITIONS, table.shape, table.dtype, lambda: table)])
         (folder / "scheduler").mkdir()
@@ -206,27 +206,62 @@ def open_exported(folder: Path) -> Exported:
     Raises:
         WeightsError: the configuration is damaged, or a tensor is missing, unexpected or misshapen.
     """
-    try:
-        config = config_from_json((folder / EXPERIMENT_FILE).read_text())
-    except (OSError, UnicodeDecodeError, ConfigError) as error:
-        raise WeightsError(f"{folder / EXPERIMENT_FILE}: not a configuration ({error})") from None
+    config = exported_config(folder)
     shapes = {name: flax_shapes(tree) for name, tree in DiffuseToChoose(config.model).shapes().items()}
+    expected = exported_shapes(folder, config)
+    original = folder / f"{POSITIONS_FILE}.safetensors"
     networks: dict[str, list[LazyTensor]] = {}
-    wanted = exported_networks(config.model)
-    if (folder / "vgg").is_dir():
-        wanted.append(perceptual_network(config.model))
-    for network in wanted:
-        source = open_tensors(folder / network.folder)
-        expected = dict(shapes[network.network])
-        original = folder / f"{POSITIONS_FILE}.safetensors"
-        if network.network == "reference_encoder" and original.is_file():
-            size = replace(config.model.reference_encoder, position_image_size=None)
-            expected[POSITIONS] = (1, size.num_positions, size.hidden_size)
-        tensors = import_tensors(network.layout, source, expected)
+    for network in networks_in(folder, config):
+        tensors = import_tensors(network.layout, open_tensors(folder / network.folder), expected[network.network])
         if network.network == "reference_encoder" and original.is_file():
             tensors = _with_original_positions(tensors, original, shapes[network.network][POSITIONS])
         networks[network.network] = tensors
     return Exported(folder, config, networks, read_sources(folder))
+
+
+def exported_config(folder: Path) -> ExperimentConfig:
+    """The configuration in an exported folder.
+
+    Raises:
+        WeightsError: it is damaged.
+    """
+    try:
+        return config_from_json((folder / EXPERIMENT_FILE).read_text())
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
+        raise WeightsError(f"{folder / EXPERIMENT_FILE}: not a configuration ({error})") from None
+
+
+def networks_in(folder: Path, config: ExperimentConfig) -> list[ExportedNetwork]:
+    """The networks that an exported folder of this configuration must hold, and VGG if it is there."""
+    networks = exported_networks(config.model)
+    return [*networks, perceptual_network(config.model)] if (folder / "vgg").is_dir() else networks
+
+
+def exported_shapes(folder: Path, config: ExperimentConfig) -> dict[str, dict[str, Shape]]:
+    """Flax shapes of each network's tensors as an exported folder has them.
+
+    They are the model's, but for the reference encoder's position table where the published one lies beside it.
+    """
+    shapes = {name: flax_shapes(tree) for name, tree in DiffuseToChoose(config.model).shapes().items()}
+    if (folder / f"{POSITIONS_FILE}.safetensors").is_file():
+        size = replace(config.model.reference_encoder, position_image_size=None)
+        shapes["reference_encoder"][POSITIONS] = (1, size.num_positions, size.hidden_size)
+    return shapes
+
+
+def needed_files(config: ExperimentConfig) -> list[str]:
+    """Files of an exported folder beside the networks' weights, relative to it."""
+    names = [EXPERIMENT_FILE, "model_index.json", "scheduler/scheduler_config.json", *PIPELINE_FILES]
+    for network in exported_networks(config.model):
+        names += [f"{network.folder}/config.json"] + ([f"{network.folder}/{network.code}"] if network.code else [])
+    if _has_original_positions(config.model.reference_encoder):
+        names.append(f"{POSITIONS_FILE}.safetensors")
+    return names
+
+
+def _has_original_positions(reference: DINOv2Config) -> bool:
+    """Whether the position table of the checkpoint is for another size than the exported one."""
+    return reference.num_positions != replace(reference, position_image_size=None).num_positions
 
 
 def _with_original_positions(tensors: list[LazyTensor], path: Path, shape: Shape) -> list[LazyTensor]:

@@ -24,6 +24,9 @@ from dtc_jax.weights.unet_config import to_diffusers_config
 DIFFUSERS_VERSION = "0.32.0"
 """The oldest release that the folder's code is written for."""
 
+PIPELINE_CLASS = "DTCPipeline"
+"""The pipeline's class, in pipeline.py."""
+
 PATCH_AUTOENCODER = Layout("Diffuse to Choose's PatchAutoencoder", rule_entries)
 PIPELINE_FILES = (
     "pipeline.py",
@@ -200,7 +203,7 @@ def model_index(config: ExperimentConfig, networks: Sequence[ExportedNetwork]) -
         components.setdefault(optional, [None, None])
     model, sampling = config.model, config.sampling
     return {
-        "_class_name": ["pipeline", "DTCPipeline"],
+        "_class_name": ["pipeline", PIPELINE_CLASS],
         "_diffusers_version": DIFFUSERS_VERSION,
         **components,
         "scheduler": ["diffusers", "DDIMScheduler"],

@@ -13,6 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 # diffusers copies the files that are named here, but not those that these name: all are listed.
+from .dtc_backdrop import whiten_backdrop  # noqa: F401
 from .dtc_images import read_box, read_mask, read_reference, read_scene
 from .dtc_preprocessing import DEFAULT_CONTEXT, Prepared, prepare, put_back
 from .dtc_resize import resize_area  # noqa: F401
