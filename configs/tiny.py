@@ -37,8 +37,8 @@ CONFIG = ExperimentConfig(
         checkpoint_every=500,
         sample_every=1000,
     ),
-    # Few steps: what so short a training leaves uncertain, many steps fill with noise.
+    # One step, the mean of what it may be: what so short a training leaves uncertain, more steps fill with noise.
     sampling=SamplingConfig(
-        num_inference_steps=2, guidance_scale=1.5, unconditional="both", timestep_spacing="trailing"
+        num_inference_steps=1, guidance_scale=1.25, unconditional="both", timestep_spacing="trailing"
     ),
 )
