@@ -53,7 +53,7 @@ bootstrap intervals (the protocol is in metrics.json):
 {table}
 
 Easy retrieval: the result is nearer (masked MSE) to its own truth than to 31 other products in the same scene and pose.
-Hard retrieval: the 31 others share silhouette and palette, only pattern and logo differ. `naive_paste` pastes the
+Hard retrieval: the 31 others share silhouette, palette and pattern, only the logo differs. `naive_paste` pastes the
 trimmed reference, white keyed out, in the largest rectangle inside the mask, aspect kept; `stretched_paste` stretches
 it over the mask's bounding box, which is where the model's hint has it.
 

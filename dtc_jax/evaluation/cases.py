@@ -64,7 +64,7 @@ class Cases(NamedTuple):
     easy: UInt8[Any, "b 31 h w 3"]
     """Other held-out products in the same scene and pose."""
     hard: UInt8[Any, "b 31 h w 3"]
-    """Products of the same silhouette and palette with another pattern and logo, in the same scene and pose."""
+    """Products of the same silhouette, palette and pattern with another logo, in the same scene and pose."""
 
 
 def case_product_ids(index: UInt32[Array, ""] | int, seed: UInt32[Array, ""] | int) -> UInt32[Array, "32"]:

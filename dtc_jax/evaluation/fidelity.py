@@ -79,7 +79,7 @@ def score_results(
         truth: the product in its scene.
         mask: 1 = fill.
         easy: k other products in the same scene and pose.
-        hard: k products of the same silhouette and palette with another pattern and logo, in the same scene and pose.
+        hard: k products of the same silhouette, palette and pattern with another logo, in the same scene and pose.
 
     Returns:
         One number per case and measure.
@@ -113,7 +113,7 @@ def protocol_text(num_products: int, image_size: int, seed: int) -> dict[str, An
         "scenes": "drawn from keys of their own: scene, pose, light and mask kind (fine or box) are independent of ids",
         "candidates": f"own truth and {NUM_DISTRACTORS} distractors, in the same scene, pose and light, 8 bits",
         "easy_retrieval": "distractors are other held-out products",
-        "hard_retrieval": "distractors share silhouette, palette, pose and scene; only pattern and logo differ",
+        "hard_retrieval": "distractors share silhouette, palette, pattern, pose and scene; only the logo differs",
         "distance": "mean squared error over the mask's pixels; a tie with a distractor counts as a miss",
         "ssim": "Gaussian window 11x11, sigma 1.5, data range 1; map averaged over RGB and the mask's pixels",
         "psnr": "over the mask's pixels, dB",

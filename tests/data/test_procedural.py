@@ -107,11 +107,10 @@ def test_products_are_varied_and_within_their_ranges(products):
     assert gaps.min() > 0.35  # the ink stands out on the first colour
 
 
-def test_hard_variants_share_silhouette_and_palette_only(products):
+def test_hard_variants_differ_in_the_logo_only(products):
     product, variant = products
-    for name in ("silhouette", "shape", "palette", "logo_place", "logo_style", "gloss"):
+    for name in set(product._fields) - {"logo"}:
         np.testing.assert_array_equal(getattr(product, name), getattr(variant, name))
-    assert (product.pattern != variant.pattern).all()
     assert (product.logo != variant.logo).sum(axis=(1, 2)).min() >= 8
     on = variant.logo.sum(axis=(1, 2))
     assert on.min() >= LOGO_MIN and on.max() <= LOGO_MAX
@@ -156,7 +155,7 @@ def test_a_hard_variant_changes_nothing_but_the_product(pairs):
     np.testing.assert_array_equal(image[~mask & (alpha == 0)], other[~mask & (alpha == 0)])
     inside = np.abs(image - other).mean(axis=-1)
     for index in range(BATCH):
-        assert inside[index][alpha[index] > 0.9].mean() > 0.02
+        assert inside[index][alpha[index] > 0.9].max() > 0.1
 
 
 def test_masks_hold_the_product_and_boxes_are_boxes(pairs, scenes):

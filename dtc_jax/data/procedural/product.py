@@ -113,15 +113,9 @@ def sample_product(key: Shaped[Array, ""]) -> Product:
 
 
 def hard_variant(product: Product, key: Shaped[Array, ""]) -> Product:
-    """A product of the same silhouette and palette with another kind of pattern and another logo.
+    """A product of the same silhouette, palette and pattern with another logo.
 
-    The logo differs in at least 8 of its 25 cells. Telling the two apart takes detail, not colour or shape.
+    The logo differs in at least 8 of its 25 cells. Telling the two apart takes detail, not colour, shape or texture.
     """
-    draws, logo_draws = _draw(key, _PATTERN_DRAWS, _LOGO_DRAWS)
-    count = len(patterns.NAMES)
-    shift = 1 + jnp.floor(draws[-1] * (count - 1)).astype(jnp.int32)
-    return product._replace(
-        pattern=(product.pattern + shift) % count,
-        pattern_parameters=draws[:-1],
-        logo=_other_logo(logo_draws, product.logo),
-    )
+    (logo_draws,) = _draw(key, _LOGO_DRAWS)
+    return product._replace(logo=_other_logo(logo_draws, product.logo))
