@@ -23,6 +23,7 @@ from dtc_jax.autoencoder_config import (
     PatchAutoencoderConfig,
 )
 from dtc_jax.config_base import STRICT, ConfigError, require
+from dtc_jax.data_config import DataConfig
 from dtc_jax.feature_config import (
     CLIPConfig,
     CLIPTextConfig,
@@ -31,7 +32,9 @@ from dtc_jax.feature_config import (
     InceptionConfig,
     PaintByExampleEncoderConfig,
 )
+from dtc_jax.loss_config import LossConfig
 from dtc_jax.model_config import DINOv2Config, FusionConfig, HintConfig, ModelConfig, UNetConfig, VGGConfig
+from dtc_jax.training_config import EMAConfig, OptimizerConfig, TrainingConfig
 
 __all__ = [
     "AutoencoderConfig",
@@ -84,136 +87,6 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where the training samples come from."""
-
-    __pydantic_config__ = STRICT
-
-    kind: Literal["procedural"] = "procedural"
-    """`procedural`: the generated virtual try-all world (no files)."""
-    seed: int = 0
-    """Seed of the data set."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """The objective: |target - prediction|^2 + perceptual_weight * VGG(decode(x0_hat), scene)."""
-
-    __pydantic_config__ = STRICT
-
-    perceptual_weight: float = 0.1
-    """lambda; 0 leaves decoder and VGG out of the step."""
-    perceptual_fraction: float = 1.0
-    """Share of the batch, the samples with the least noise, that the perceptual term decodes."""
-    outside_weight: float = 1.0
-    """Weight of the diffusion loss outside the mask (inside it is 1)."""
-    drop_tokens: float = 0.2
-    """Probability that a sample's reference tokens are replaced with the null tokens."""
-    drop_hint: float = 0.0
-    """Probability that a sample's hint is dropped (its fusion skipped)."""
-    drop_both: float = 0.0
-    """Probability that tokens and hint are dropped together."""
-    kl_weight: float = 3e-5
-    """Autoencoder stage: weight of the KL term."""
-    absolute_weight: float = 0.1
-    """Autoencoder stage: weight of the absolute error beside the squared one."""
-    stratified_timesteps: bool = True
-    """Spread the batch's timesteps evenly over [0, T) (each is still uniform) instead of drawing them independently."""
-    timestep_shift: float = 1.0
-    """How much denser noisy timesteps are drawn: the median is shift / (1 + shift) of T, 1 is uniform. Above 1 for a
-    model that samples in few steps, which leave most of the picture to the noisiest ones."""
-
-    def __post_init__(self) -> None:
-        for name in ("perceptual_weight", "outside_weight", "drop_tokens", "drop_hint", "drop_both", "kl_weight"):
-            require(getattr(self, name) >= 0, f"loss.{name} = {getattr(self, name)} must not be negative")
-        total = self.drop_tokens + self.drop_hint + self.drop_both
-        require(total <= 1, f"loss.drop_tokens + drop_hint + drop_both = {total} is more than 1")
-        require(self.timestep_shift > 0, f"loss.timestep_shift = {self.timestep_shift} must be above 0")
-        require(0 < self.perceptual_fraction <= 1, "loss.perceptual_fraction must be in (0, 1]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW and its schedule."""
-
-    __pydantic_config__ = STRICT
-
-    learning_rate: float = 1e-5
-    """Peak learning rate."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: constant, or a cosine to a hundredth of the peak at the last step."""
-    warmup_steps: int = 0
-    """Steps of linear warm-up from zero."""
-    b1: float = 0.9
-    """Decay of the first moment."""
-    b2: float = 0.999
-    """Decay of the second moment."""
-    weight_decay: float = 1e-2
-    """Decoupled weight decay, on matrices and kernels only (no biases, norms or scales)."""
-    max_grad_norm: float | None = 1.0
-    """Clip gradients to this global norm; None leaves them."""
-
-    def __post_init__(self) -> None:
-        require(self.learning_rate > 0, f"optimizer.learning_rate = {self.learning_rate} must be positive")
-        require(self.warmup_steps >= 0, f"optimizer.warmup_steps = {self.warmup_steps} must not be negative")
-        require(self.weight_decay >= 0, f"optimizer.weight_decay = {self.weight_decay} must not be negative")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EMAConfig:
-    """Exponential moving average of the trainable parameters."""
-
-    __pydantic_config__ = STRICT
-
-    decay: float = 0.9999
-    """Decay d; after n updates min(d, (1 + n) / (10 + n)) is used."""
-
-    def __post_init__(self) -> None:
-        require(0 <= self.decay < 1, f"ema.decay = {self.decay} must be in [0, 1)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Length, size and housekeeping of the run."""
-
-    __pydantic_config__ = STRICT
-
-    steps: int = 100_000
-    """Optimizer steps of the whole run."""
-    batch_size: int = 64
-    """Global batch size, over all devices and processes."""
-    seed: int = 0
-    """Seed of initialisation, noise, timesteps and dropout."""
-    trainable: str = "^(unet|hint_encoder|hint_adapter|fusion|reference_projection|null_tokens)(/|$)"
-    """Regular expression over parameter paths: what matches is trained, the rest is frozen."""
-    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the networks' arithmetic; parameters, norms, softmax and losses stay in float32."""
-    fsdp_devices: int = 1
-    """How many devices share each copy of the parameters; the batch is split over all devices in any case."""
-    fsdp_min_size: int = 2**16
-    """Arrays with fewer elements are kept whole on every device: gathering them costs more than they weigh."""
-    log_every: int = 50
-    """Steps between lines of metrics."""
-    checkpoint_every: int = 1000
-    """Steps between checkpoints."""
-    keep_checkpoints: int = 2
-    """Newest checkpoints that are kept."""
-    sample_every: int = 5000
-    """Steps between sample grids; 0 for none."""
-    sample_count: int = 8
-    """Rows of a sample grid."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "fsdp_devices", "log_every", "checkpoint_every", "keep_checkpoints"):
-            require(getattr(self, name) >= 1, f"training.{name} = {getattr(self, name)} must be at least 1")
-        require(self.sample_every >= 0, f"training.sample_every = {self.sample_every} must be 0 (none) or more")
-        require(
-            self.sample_count >= 1 or self.sample_every == 0,
-            f"training.sample_count = {self.sample_count} must be at least 1; training.sample_every = 0 draws no grids",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """Defaults for sampling with the trained model."""
 
@@ -250,7 +123,7 @@ class ExperimentConfig:
     """What is trained: the diffusion model, or one of the frozen networks that it needs."""
     prerequisites: tuple[str, ...] = ()
     """Experiments whose trained networks this one needs; train.py runs them first where no weights are given."""
-    model: ModelConfig = ModelConfig()  # noqa: RUF009 (frozen, as all of them)
+    model: ModelConfig = ModelConfig()
     """Sizes of the networks."""
     diffusion: DiffusionConfig = DiffusionConfig()
     """Noise process."""

@@ -10,30 +10,22 @@ from contextlib import closing
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, Sharding
 from jaxtyping import PyTree
 
-from dtc_jax.config import ConfigError, ExperimentConfig, config_to_json, load_config
+from dtc_jax.config import ExperimentConfig
 from dtc_jax.training.checkpoints import Checkpoints, abstract_state
 from dtc_jax.training.grids import write_sample_grid
 from dtc_jax.training.initial import initial_params
-from dtc_jax.training.objective import Metrics, make_objective
-from dtc_jax.training.optimizer import make_optimizer
-from dtc_jax.training.params import FlatParams, split_trainable
+from dtc_jax.training.objective import Metrics
+from dtc_jax.training.params import split_trainable
+from dtc_jax.training.placement import place, stored_frozen, to_host
 from dtc_jax.training.progress import Progress
 from dtc_jax.training.provenance import append_provenance
-from dtc_jax.training.sharding import batch_sharding, make_mesh, replicated, tree_sharding
+from dtc_jax.training.run_directory import prepare_run_dir
+from dtc_jax.training.sharding import make_mesh
 from dtc_jax.training.source import make_source
-from dtc_jax.training.step import TrainState, TrainStep, init_state, make_train_step
-from dtc_jax.weights.model_folder import (
-    flatten_params,
-    is_model_folder,
-    load_model_folder,
-    save_model_folder,
-    unflatten_params,
-)
+from dtc_jax.weights.model_folder import flatten_params, save_model_folder, unflatten_params
 
 logger = logging.getLogger("dtc_jax.train")
 
@@ -139,78 +131,3 @@ def train(
     # The next stage reads this folder on every process.
     multihost_utils.sync_global_devices("model saved")
     return final
-
-
-def place(
-    config: ExperimentConfig, mesh: Mesh, trainable: FlatParams, frozen: FlatParams
-) -> tuple[TrainStep, TrainState, FlatParams]:
-    """Put state and frozen parameters on the mesh and compile-wrap the step; the state is donated."""
-    optimizer = make_optimizer(config.optimizer, config.training.steps)
-    shapes = jax.eval_shape(lambda: init_state(trainable, optimizer))
-    min_size = config.training.fsdp_min_size
-    state_sharding = tree_sharding(mesh, shapes, min_size)
-    # Each process holds the same host arrays and fills its own shards.
-    values = {path: put(leaf, state_sharding.params[path]) for path, leaf in trainable.items()}
-    state = jax.jit(lambda values: init_state(values, optimizer), out_shardings=state_sharding)(values)
-    del values
-    frozen_sharding = tree_sharding(mesh, frozen, min_size)
-    frozen = {path: put(leaf, frozen_sharding[path]) for path, leaf in frozen.items()}
-    step = jax.jit(
-        make_train_step(config, make_objective(config), optimizer),
-        in_shardings=(state_sharding, frozen_sharding, batch_sharding(mesh), replicated(mesh)),
-        out_shardings=(state_sharding, replicated(mesh)),
-        donate_argnums=0,
-    )
-    return step, state, frozen
-
-
-def put(tree: PyTree, sharding: Sharding) -> PyTree:
-    """Host arrays onto the mesh, on every process alike."""
-
-    def put_leaf(leaf: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
-
-    return jax.tree.map(put_leaf, tree)
-
-
-def to_host(flat: FlatParams, mesh: Mesh) -> PyTree:
-    """Gather a flat dict onto every process's host as a nested dict."""
-    gather = jax.jit(lambda leaf: leaf, out_shardings=replicated(mesh))
-    # One array at a time: the whole tree need not fit on a device.
-    return unflatten_params({path: np.asarray(gather(leaf).addressable_data(0)) for path, leaf in flat.items()})
-
-
-def stored_frozen(run_dir: Path, frozen: FlatParams) -> FlatParams:
-    """The frozen parameters that the run began with: resuming must not depend on --init-from being given again."""
-    if not frozen or not is_model_folder(run_dir / "frozen"):
-        return frozen
-    stored = flatten_params(load_model_folder(run_dir / "frozen", dtype=np.float32)[1])
-    return {path: stored.get(path, leaf) for path, leaf in frozen.items()}
-
-
-def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> None:
-    """Create the run folder with its config.json, or check that the one there describes the same networks and data.
-
-    Raises:
-        ConfigError: the folder belongs to another experiment.
-    """
-    path = run_dir / "config.json"
-    if path.exists():
-        earlier = load_config(path)
-        for part in ("stage", "model", "data", "diffusion"):
-            if getattr(earlier, part) != getattr(config, part):
-                raise ConfigError(
-                    f"{run_dir}: was started with another `{part}`; use another --run-dir, or --init-from it"
-                )
-        # These decide which numbers each step draws, or what the checkpoint holds.
-        for name in ("seed", "batch_size", "trainable"):
-            before, now = getattr(earlier.training, name), getattr(config.training, name)
-            if before != now:
-                raise ConfigError(
-                    f"{run_dir}: was started with training.{name} = {before}, not {now}; use another --run-dir"
-                )
-    if write:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".json.tmp")
-        scratch.write_text(config_to_json(config))
-        scratch.replace(path)

@@ -1,0 +1,44 @@
+"""What is minimised: the objectives of the stages and their options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dtc_jax.config_base import STRICT, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The objective: |target - prediction|^2 + perceptual_weight * VGG(decode(x0_hat), scene)."""
+
+    __pydantic_config__ = STRICT
+
+    perceptual_weight: float = 0.1
+    """lambda; 0 leaves decoder and VGG out of the step."""
+    perceptual_fraction: float = 1.0
+    """Share of the batch, the samples with the least noise, that the perceptual term decodes."""
+    outside_weight: float = 1.0
+    """Weight of the diffusion loss outside the mask (inside it is 1)."""
+    drop_tokens: float = 0.2
+    """Probability that a sample's reference tokens are replaced with the null tokens."""
+    drop_hint: float = 0.0
+    """Probability that a sample's hint is dropped (its fusion skipped)."""
+    drop_both: float = 0.0
+    """Probability that tokens and hint are dropped together."""
+    kl_weight: float = 3e-5
+    """Autoencoder stage: weight of the KL term."""
+    absolute_weight: float = 0.1
+    """Autoencoder stage: weight of the absolute error beside the squared one."""
+    stratified_timesteps: bool = True
+    """Spread the batch's timesteps evenly over [0, T) (each is still uniform) instead of drawing them independently."""
+    timestep_shift: float = 1.0
+    """How much denser noisy timesteps are drawn: the median is shift / (1 + shift) of T, 1 is uniform. Above 1 for a
+    model that samples in few steps, which leave most of the picture to the noisiest ones."""
+
+    def __post_init__(self) -> None:
+        for name in ("perceptual_weight", "outside_weight", "drop_tokens", "drop_hint", "drop_both", "kl_weight"):
+            require(getattr(self, name) >= 0, f"loss.{name} = {getattr(self, name)} must not be negative")
+        total = self.drop_tokens + self.drop_hint + self.drop_both
+        require(total <= 1, f"loss.drop_tokens + drop_hint + drop_both = {total} is more than 1")
+        require(self.timestep_shift > 0, f"loss.timestep_shift = {self.timestep_shift} must be above 0")
+        require(0 < self.perceptual_fraction <= 1, "loss.perceptual_fraction must be in (0, 1]")
