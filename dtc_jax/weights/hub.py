@@ -40,9 +40,19 @@ def locate(name: str, folders: Sequence[str] = ("",), variant: str | None = None
     except Exception as error:  # whatever the network's layers raise
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     try:
-        return Path(snapshot_download(name, local_files_only=True))
+        return _cached(name, folders, variant)
     except Exception:  # not in the cache either
         raise WeightsError(f"{name}: no such file or folder, and not to be had from the hub ({reason[:160]})") from None
+
+
+def _cached(name: str, folders: Sequence[str], variant: str | None) -> Path:
+    """The repository as an earlier call left it in the cache: whole, as far as `choose_files` asked for it."""
+    from huggingface_hub import snapshot_download
+
+    # A pattern that nothing matches, so that what was never asked for is not missed.
+    folder = Path(snapshot_download(name, allow_patterns=["nothing"], local_files_only=True))
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return Path(snapshot_download(name, allow_patterns=choose_files(files, folders, variant), local_files_only=True))
 
 
 def choose_files(files: Sequence[str], folders: Sequence[str], variant: str | None) -> list[str]:
