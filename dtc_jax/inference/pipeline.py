@@ -27,6 +27,15 @@ _NOT_SAMPLED = ("vgg",)
 """Networks that training needs and sampling does not."""
 
 
+def _move_to_device(params: dict[str, Any]) -> None:
+    """Put every array of a nested dict onto the device, in its place, so that the host keeps no second copy of all."""
+    for name, value in params.items():
+        if isinstance(value, dict):
+            _move_to_device(value)
+        else:
+            params[name] = jax.block_until_ready(jax.device_put(value))
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """A model and the way from pictures to pictures.
@@ -57,6 +66,9 @@ class Pipeline:
             ModelFolderError: not a model, or tensors that do not fit its configuration.
         """
         config, params = load_checkpoint(checkpoint, dtype=np.float32)
+        for name in _NOT_SAMPLED:
+            params.pop(name, None)
+        _move_to_device(params)
         return cls.from_params(config, params, dtype, where=str(checkpoint or "the shipped model"))
 
     @classmethod

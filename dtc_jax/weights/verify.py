@@ -250,7 +250,8 @@ def _run_jax(checkpoint: Checkpoint, inputs: Arrays, steps: int) -> Outputs:
 
 
 def _params(source: TensorSource) -> dict[str, Any]:
-    flat = {path: source.read(path).astype(np.float32) for path in source.keys()}  # noqa: SIM118
+    # Onto the device one by one: the host's copies of a whole model would be as large again.
+    flat = {path: jnp.asarray(source.read(path), jnp.float32) for path in source.keys()}  # noqa: SIM118
     return unflatten_params(flat)
 
 
