@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,3 +56,8 @@ class DataConfig:
         require(self.workers >= 0, f"data.workers = {self.workers} must be 0 (threads) or more")
         require(self.threads >= 1, f"data.threads = {self.threads} must be at least 1")
         require(self.prefetch >= 1, f"data.prefetch = {self.prefetch} must be at least 1")
+
+    def draws_same_as(self, other: DataConfig) -> bool:
+        """Whether the same data set gives the same training samples: where it lies and how it is read do not matter."""
+        how = ("path", "evaluation_split", "workers", "threads", "prefetch", "max_broken")
+        return dataclasses.replace(self, **{name: getattr(other, name) for name in how}) == other

@@ -225,13 +225,14 @@ def stack(loaded: Sequence[Loaded]) -> HostBatch:
         raise ConfigError(f"data: the records' arrays do not fit into one batch ({error})") from None
 
 
-def evaluation_records(data: DataConfig, model: ModelConfig, count: int) -> HostBatch:
+def evaluation_records(data: DataConfig, model: ModelConfig, count: int) -> tuple[HostBatch, list[BrokenRecord]]:
     """The first `count` samples of the evaluation split as a batch, without augmentation, fine and box masks in turn.
 
-    A split with fewer records starts again from its first.
+    A split with fewer records starts again from its first. Also returns the records that were passed over.
 
     Raises:
         ConfigError: see `RecordReader`.
     """
     reader = RecordReader(data, model, data.evaluation_split)
-    return stack([reader.evaluation_sample(number) for number in range(count)])
+    loaded = [reader.evaluation_sample(number) for number in range(count)]
+    return stack(loaded), list(dict.fromkeys(record for sample in loaded for record in sample.broken))
