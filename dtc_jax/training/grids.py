@@ -13,8 +13,8 @@ from jaxtyping import Array, PyTree
 
 from dtc_jax.config import ExperimentConfig
 from dtc_jax.data.procedural import sample_batch
+from dtc_jax.data.sheets import contact_sheet
 from dtc_jax.inference.generate import generate, image_keys, sampler_settings
-from dtc_jax.inference.sheets import contact_sheet
 from dtc_jax.training.sharding import replicated
 
 COLUMNS = ("scene", "mask", "reference", "hint", "result", "truth")
