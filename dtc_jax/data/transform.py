@@ -13,7 +13,8 @@ from dtc_jax.data.hints import hint_box, stitch
 from dtc_jax.data.masks import Box, box_mask
 from dtc_jax.data.order import Augmentation
 from dtc_jax.data.records import FEATURES, Sample
-from dtc_jax.data.references import frame_reference, turn_reference
+from dtc_jax.data.references import frame_reference
+from dtc_jax.data.turning import turn_reference
 from dtc_jax.model_config import ModelConfig
 
 

@@ -10,10 +10,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from dtc_jax.config import ModelConfig
-from dtc_jax.data.hints import OPAQUE_TOLERANCE, stitch
-from dtc_jax.data.references import frame_reference, on_white
-from dtc_jax.inference.backdrop import whiten_backdrop
-from dtc_jax.inference.images import (
+from dtc_jax.data.hints import stitch
+from dtc_jax.data.images import (
     ImageLike,
     InputError,
     read_box,
@@ -21,7 +19,8 @@ from dtc_jax.inference.images import (
     read_reference,
     read_scene,
 )
-from dtc_jax.inference.window import DEFAULT_CONTEXT, Window, crop_window, extract, extract_mask, put_back
+from dtc_jax.data.references import clean_reference, frame_reference
+from dtc_jax.data.window import DEFAULT_CONTEXT, Window, crop_window, extract, extract_mask, put_back
 
 
 @dataclass(frozen=True)
@@ -100,9 +99,8 @@ def prepare(
         ValueError: an empty mask or a negative context.
     """
     size = config.image_size
-    cut_out = reference.shape[-1] == 4 and bool((reference[..., 3] < OPAQUE_TOLERANCE).any())
-    if not (keep_backdrop or cut_out):
-        reference = whiten_backdrop(on_white(reference))
+    if not keep_backdrop:
+        reference = clean_reference(reference)
     window = crop_window(mask, context)
     small_mask = extract_mask(mask, window, size)
     batch = {

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from dtc_jax.config import ExperimentConfig
+from dtc_jax.data.sheets import contact_sheet
 from dtc_jax.inference.generate import generate, image_keys, sampler_settings
-from dtc_jax.inference.sheets import contact_sheet
 from dtc_jax.training.sharding import replicated
 from dtc_jax.training.source import evaluation_batch
 

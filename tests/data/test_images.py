@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from dtc_jax.data.references import on_white
-from dtc_jax.inference.images import (
+from dtc_jax.data.images import (
     InputError,
     check_output,
+    on_white,
     read_box,
     read_mask,
     read_profile,

@@ -1,7 +1,7 @@
 """Image files, Pillow images and arrays as uint8 arrays, as displayed.
 
 EXIF orientation is applied. Palette, grey, alpha, CMYK and 16-bit images are read; 16-bit values lose their low byte. A
-scene's alpha is dropped, a mask's is composited on black, a reference's on white (`data.references.on_white`).
+scene's alpha is dropped, a mask's is composited on black, a reference's on white (`on_white`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_scene(source: ImageLike) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def read_reference(source: ImageLike) -> UInt8[np.ndarray, "h w c"]:
-    """A reference as uint8 RGB, or RGBA where some of it is transparent (which trimming looks at; see `on_white`)."""
+    """A reference as uint8 RGB, or RGBA where some of it is transparent (trimming looks at alpha; see `on_white`)."""
     image = _to_8_bit(_open(source, "reference"), "reference")
     if not _has_alpha(image):
         return np.array(image.convert("RGB"))
@@ -67,6 +67,14 @@ def read_profile(path: str | os.PathLike[str]) -> bytes | None:
             return profile if usable else None
     except _DECODE_ERRORS:
         return None
+
+
+def on_white(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB as it is; RGBA composited on white."""
+    if image.shape[-1] == 3:
+        return image
+    alpha = image[..., 3:].astype(np.float32) / 255
+    return np.rint(image[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
 
 
 def read_mask(source: ImageLike, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w"]:
