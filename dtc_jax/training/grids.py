@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from dtc_jax.config import ExperimentConfig
-from dtc_jax.data.procedural import sample_batch
+from dtc_jax.data.sheets import contact_sheet
 from dtc_jax.inference.generate import generate, image_keys, sampler_settings
-from dtc_jax.inference.sheets import contact_sheet
 from dtc_jax.training.sharding import replicated
+from dtc_jax.training.source import evaluation_batch
 
 COLUMNS = ("scene", "mask", "reference", "hint", "result", "truth")
 
@@ -23,24 +23,7 @@ COLUMNS = ("scene", "mask", "reference", "hint", "result", "truth")
 @lru_cache(maxsize=1)
 def held_out_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
     """The first held-out samples of the data set, on the host."""
-
-    # One compiled function: every operation by itself would compile for minutes.
-    @jax.jit
-    def draw() -> dict[str, Array]:
-        batch = sample_batch(
-            config.data.seed,
-            0,
-            config.training.sample_count,
-            size=config.model.image_size,
-            reference_size=config.model.reference_encoder.image_size,
-            held_out=True,
-            fit=config.model.hint.fit,
-            trim=config.model.hint.trim,
-            region=config.model.hint.region,
-        )
-        return {name: batch[name] for name in ("scene", "mask", "reference", "hint")}
-
-    return jax.device_get(draw())
+    return evaluation_batch(config, config.training.sample_count)
 
 
 @lru_cache(maxsize=1)

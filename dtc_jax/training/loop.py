@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from dtc_jax.config import ExperimentConfig
+from dtc_jax.training.broken_records import BrokenLog
 from dtc_jax.training.checkpoints import Checkpoints, abstract_state
 from dtc_jax.training.grids import write_sample_grid
 from dtc_jax.training.initial import initial_params
@@ -53,7 +54,7 @@ def train(
     main_process = jax.process_index() == 0
     prepare_run_dir(config, run_dir, write=main_process)
     mesh = make_mesh(config.training.fsdp_devices, devices)
-    source = make_source(config, mesh)
+    source = make_source(config, mesh, BrokenLog(run_dir))
     key = jax.random.key(config.training.seed)
 
     params = flatten_params(initial_params(config, jax.random.fold_in(key, 0), init_from))
@@ -80,7 +81,7 @@ def train(
             save_model_folder(run_dir / "frozen", config, whole)
         del whole
     # Closed whatever happens: an interrupted run finishes the checkpoint that it is writing.
-    with closing(checkpoints):
+    with closing(checkpoints), closing(source):
         if latest is not None:
             shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
             state = checkpoints.restore(abstract_state(state, shardings), latest)

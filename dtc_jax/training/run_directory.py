@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from dtc_jax.config import ConfigError, ExperimentConfig, config_to_json, load_config
+from dtc_jax.data.records import find_data_set
 
 
 def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> None:
@@ -16,7 +19,9 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> Non
     path = run_dir / "config.json"
     if path.exists():
         earlier = load_config(path)
-        for part in ("stage", "model", "data", "diffusion"):
+        if not earlier.data.draws_same_as(config.data):
+            raise ConfigError(f"{run_dir}: was started with another `data`; use another --run-dir, or --init-from it")
+        for part in ("stage", "model", "diffusion"):
             if getattr(earlier, part) != getattr(config, part):
                 raise ConfigError(
                     f"{run_dir}: was started with another `{part}`; use another --run-dir, or --init-from it"
@@ -28,8 +33,45 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> Non
                 raise ConfigError(
                     f"{run_dir}: was started with training.{name} = {before}, not {now}; use another --run-dir"
                 )
+    described = describe_data_set(config)
+    data_path = run_dir / "data_set.json"
+    if (
+        path.exists()
+        and described
+        and data_path.exists()
+        and (before := json.loads(data_path.read_text())) != described
+    ):
+        raise ConfigError(
+            f"{config.data.path}: holds {_in_words(described)}, {run_dir} was started with {_in_words(before)}; "
+            "give data.path that one, or use another --run-dir"
+        )
     if write:
         run_dir.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".json.tmp")
-        scratch.write_text(config_to_json(config))
-        scratch.replace(path)
+        write_beside(path, config_to_json(config))
+        if described:
+            write_beside(data_path, json.dumps(described, indent=2) + "\n")
+
+
+def describe_data_set(config: ExperimentConfig) -> dict[str, Any]:
+    """What a prepared data set is, wherever it lies: a run may go on where it has been copied to. Empty without one.
+
+    Raises:
+        ConfigError: there is none at `data.path`.
+    """
+    if config.data.kind != "records" or config.data.path is None:
+        return {}
+    found = find_data_set(config.data.path)
+    count = found.splits.get(config.data.split, 0)
+    return {"name": found.name, "version": found.version, "size": found.size, "records": count}
+
+
+def _in_words(described: dict[str, Any]) -> str:
+    name, version, size, records = described.values()
+    return f"{name} {version} ({records} records of {size} pixels)"
+
+
+def write_beside(path: Path, text: str) -> None:
+    """Write a file under another name and rename it."""
+    scratch = path.with_suffix(path.suffix + ".tmp")
+    scratch.write_text(text)
+    scratch.replace(path)
