@@ -19,8 +19,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageCms, ImageOps
 
+from dtc_jax.data.locations import LocationError, is_remote, read_bytes
+
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
-"""A path, a Pillow image, or a uint8 array [h, w] or [h, w, 1 | 3 | 4]."""
+"""A path or URI, a Pillow image, or a uint8 array [h, w] or [h, w, 1 | 3 | 4]."""
 
 MASK_THRESHOLD = 128
 """Mask values of at least this, of 255, are inside."""
@@ -88,13 +90,7 @@ def read_mask(source: ImageLike, size: tuple[int, int] | None = None) -> UInt8[n
     Raises:
         InputError: another size, or nothing inside.
     """
-    if isinstance(source, np.ndarray):
-        source = _mask_array(source)
-    image = _to_8_bit(_open(source, "mask"), "mask")
-    if _has_alpha(image):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    grey = np.array(image.convert("L"))
+    grey = read_mask_levels(source)
     if size is not None and grey.shape != size:
         raise InputError(
             f"mask {_name(source)}: it is {grey.shape[1]}x{grey.shape[0]} pixels but the scene as displayed is "
@@ -107,6 +103,17 @@ def read_mask(source: ImageLike, size: tuple[int, int] | None = None) -> UInt8[n
             "inside); paint the region to fill white"
         )
     return mask
+
+
+def read_mask_levels(source: ImageLike) -> UInt8[np.ndarray, "h w"]:
+    """A mask before the threshold: 0 to 255, alpha composited on black. See `read_mask`."""
+    if isinstance(source, np.ndarray):
+        source = _mask_array(source)
+    image = _to_8_bit(_open(source, "mask"), "mask")
+    if _has_alpha(image):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return np.array(image.convert("L"))
 
 
 def read_box(box: Sequence[int], size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
@@ -186,9 +193,11 @@ def _open(source: Any, what: str) -> Image.Image:
                 return ImageOps.exif_transpose(source)
             if not isinstance(source, str | os.PathLike):
                 raise InputError(f"{what}: needs a path, a Pillow image or a numpy array, not {type(source).__name__}")
-            with Image.open(source) as image:
+            with Image.open(io.BytesIO(read_bytes(source)) if is_remote(source) else source) as image:
                 image.load()
                 return ImageOps.exif_transpose(image)
+    except LocationError as error:
+        raise InputError(f"{what} {source}: cannot be read ({error})") from None
     except FileNotFoundError:
         raise InputError(f"{what} {source}: no such file") from None
     except IsADirectoryError:

@@ -1,18 +1,21 @@
 """Manifests: many cases in one JSONL file, the same schema for sampling, data sets and evaluation.
 
 One JSON object a line: `id`, `scene`, `mask` or `box` ([x0, y0, x1, y1], exclusive ends), `reference`, and
-optionally `truth`, `category`, `split`, `seed`. Paths are relative to the manifest.
+optionally `truth`, `category`, `split`, `seed`. Paths are relative to the manifest. A manifest may lie on a bucket
+(`gs://`, `s3://`, or whatever fsspec opens), and the paths in it may be such URIs.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dtc_jax.data.images import InputError
+from dtc_jax.data.locations import Location, LocationError, is_remote, read_bytes
 
 _FIELDS = {"id", "scene", "mask", "box", "reference", "truth", "category", "split", "seed"}
 
@@ -23,11 +26,11 @@ class Case:
 
     id: str
     """Unique in the manifest and fit for a file's name."""
-    scene: Path
-    reference: Path
-    mask: Path | None = None
+    scene: Location
+    reference: Location
+    mask: Location | None = None
     box: tuple[int, int, int, int] | None = None
-    truth: Path | None = None
+    truth: Location | None = None
     category: str | None = None
     split: str | None = None
     seed: int | None = None
@@ -35,42 +38,66 @@ class Case:
     """Manifest and line, for messages."""
 
 
-def read_manifest(path: str | os.PathLike[str]) -> list[Case]:
+def read_manifest(path: str | os.PathLike[str], check_files: bool = True) -> list[Case]:
     """Read and check a manifest; images are looked for but not opened.
+
+    Args:
+        path: the manifest, local or a URI.
+        check_files: a local image that is not there is an error. Images on a bucket are not looked for.
 
     Raises:
         InputError: names the manifest's line and what is wrong with it.
     """
-    manifest = Path(path)
+    return [parse_case(line, path, number, check_files) for number, line in manifest_lines(path)]
+
+
+def manifest_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """The lines of a manifest that hold a case, with their numbers from 1; ids are checked to be unique.
+
+    Raises:
+        InputError: it cannot be read, has no cases, or uses an id twice.
+    """
     try:
-        lines = manifest.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"manifest {manifest}: cannot be read ({reason})") from None
-    cases: list[Case] = []
-    seen: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
+        text = read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"manifest {path}: cannot be read (not UTF-8 text)") from None
+    except LocationError as error:
+        raise InputError(f"manifest {path}: cannot be read ({error})") from None
+    seen: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        where = f"manifest {manifest}, line {number}"
-        case = _parse(line, manifest.parent, where)
-        if case.id in seen:
-            raise InputError(f"{where}: id {case.id!r} was used before, in {seen[case.id]}")
-        seen[case.id] = f"line {number}"
-        cases.append(case)
-    if not cases:
-        raise InputError(f"manifest {manifest}: has no cases; write one JSON object a line")
-    return cases
+        name = str(_entry(line, _where(path, number)).get("id"))
+        if name in seen:
+            raise InputError(f"{_where(path, number)}: id {name!r} was used before, in line {seen[name]}")
+        seen[name] = number
+        yield number, line
+    if not seen:
+        raise InputError(f"manifest {path}: has no cases; write one JSON object a line")
 
 
-def _parse(line: str, folder: Path, where: str) -> Case:
+def parse_case(line: str, path: str | os.PathLike[str], number: int, check_files: bool = True) -> Case:
+    """One line of the manifest at `path`; see `read_manifest`."""
+    where = _where(path, number)
+    folder = str(path).rpartition("/")[0] if is_remote(path) else Path(path).parent
+    return _parse(_entry(line, where), folder, where, check_files)
+
+
+def _where(path: str | os.PathLike[str], number: int) -> str:
+    return f"manifest {os.fspath(path)}, line {number}"
+
+
+def _entry(line: str, where: str) -> dict[str, Any]:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
     if not isinstance(entry, dict):
         raise InputError(f"{where}: not a JSON object")
-    entry = {key: value for key, value in entry.items() if value is not None}
+    return {key: value for key, value in entry.items() if value is not None}
+
+
+def _parse(entry: dict[str, Any], folder: Location, where: str, check_files: bool) -> Case:
     if unknown := sorted(set(entry) - _FIELDS):
         raise InputError(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(sorted(_FIELDS))}")
     for field in ("id", "scene", "reference"):
@@ -81,12 +108,16 @@ def _parse(line: str, folder: Path, where: str) -> Case:
     name = str(entry["id"])
     if not name or name.startswith(".") or any(character in name for character in "/\\\0"):
         raise InputError(f"{where}: id {name!r} cannot be a file's name")
-    paths = {field: _path(entry[field], folder, field, where) for field in ("scene", "reference")}
-    optional = {field: _path(entry[field], folder, field, where) for field in ("mask", "truth") if field in entry}
+
+    def path(field: str) -> Location:
+        return _path(entry[field], folder, field, where, check_files)
+
     return Case(
         id=name,
-        **paths,
-        **optional,
+        scene=path("scene"),
+        reference=path("reference"),
+        mask=path("mask") if "mask" in entry else None,
+        truth=path("truth") if "truth" in entry else None,
         box=_box(entry["box"], where) if "box" in entry else None,
         category=str(entry["category"]) if "category" in entry else None,
         split=str(entry["split"]) if "split" in entry else None,
@@ -95,11 +126,15 @@ def _parse(line: str, folder: Path, where: str) -> Case:
     )
 
 
-def _path(value: Any, folder: Path, field: str, where: str) -> Path:
+def _path(value: Any, folder: Location, field: str, where: str, check: bool) -> Location:
     if not isinstance(value, str) or not value:
         raise InputError(f"{where}: {field!r} must be a path")
+    if is_remote(value):
+        return value
+    if isinstance(folder, str):
+        return f"{folder}/{value}"
     path = folder / value
-    if not path.is_file():
+    if check and not path.is_file():
         raise InputError(f"{where}: {field} {path}: no such file")
     return path
 

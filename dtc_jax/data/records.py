@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -72,7 +73,7 @@ class Sample(NamedTuple):
 class DataSet:
     """A prepared data set: where it is and what its own files say of it."""
 
-    folder: epath.Path
+    folder: Path
     """The version folder."""
     name: str
     version: str
@@ -155,15 +156,17 @@ def decode(record: Mapping[str, Any]) -> Sample:
     )
 
 
-def find_data_set(path: str | epath.PathLike) -> DataSet:
-    """The prepared data set in a folder, local or on a bucket: the version folder itself, or any folder above it.
+def find_data_set(path: str | os.PathLike[str]) -> DataSet:
+    """The prepared data set in a folder: the version folder itself, or any folder above it.
 
-    Of several versions of one data set the newest counts.
+    Of several versions of one data set the newest counts. ArrayRecord files are read from local or mounted storage.
 
     Raises:
         ConfigError: there is none, there are several, it is unfinished, or it has other features than this schema.
     """
-    root = epath.Path(path)
+    if "://" in str(path):
+        raise ConfigError(f"data set {path}: is read from local or mounted storage; copy or mount it")
+    root = Path(path)
     if not root.is_dir():
         raise ConfigError(f"data set {root}: no such folder; build one with python -m dtc_jax.data.build")
     found = _version_folders(root, _SEARCH_DEPTH)
@@ -195,7 +198,7 @@ def open_split(data_set: DataSet, split: str) -> Sequence[Mapping[str, Any]]:
     return source
 
 
-def _read(folder: epath.Path) -> DataSet:
+def _read(folder: Path) -> DataSet:
     try:
         info = json.loads((folder / "dataset_info.json").read_text())
         described = json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
@@ -214,7 +217,7 @@ def _read(folder: epath.Path) -> DataSet:
     return DataSet(folder=folder, name=name, version=version, splits=splits, size=size, metadata=metadata)
 
 
-def _version_folders(folder: epath.Path, depth: int) -> list[epath.Path]:
+def _version_folders(folder: Path, depth: int) -> list[Path]:
     if (folder / "dataset_info.json").exists():
         return [folder]
     if depth == 0:
@@ -223,7 +226,7 @@ def _version_folders(folder: epath.Path, depth: int) -> list[epath.Path]:
     return [found for child in children if child.is_dir() for found in _version_folders(child, depth - 1)]
 
 
-def _folders_below(folder: epath.Path, depth: int) -> list[epath.Path]:
+def _folders_below(folder: Path, depth: int) -> list[Path]:
     children = [child for child in folder.iterdir() if child.is_dir()]
     return children + [found for child in children if depth > 1 for found in _folders_below(child, depth - 1)]
 

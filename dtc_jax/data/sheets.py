@@ -28,7 +28,7 @@ def contact_sheet(
             smaller pictures are centred in them. Rows may be shorter than others.
         columns: labels above the columns.
         scale: enlarge (nearest neighbour for whole numbers, so that pixels can be told apart) or shrink the pictures.
-        row_labels: labels at the left of the rows.
+        row_labels: labels at the left of the rows, of one or more lines.
 
     Raises:
         ValueError: no rows, or a number of labels that does not fit.
@@ -84,7 +84,7 @@ def _scaled(image: Image.Image, scale: float) -> Image.Image:
 
 
 def _text_width(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str) -> int:
-    return int(np.ceil(font.getlength(text)))
+    return max(int(np.ceil(font.getlength(line))) for line in text.split("\n"))
 
 
 def _text_height(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:

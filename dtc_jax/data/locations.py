@@ -1,0 +1,46 @@
+"""Where files lie: on this machine, or behind a URI that fsspec opens (gs://, s3://, https://, memory://)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TypeAlias
+
+Location: TypeAlias = Path | str
+"""A local path, or a URI as text (a Path would take its double slash away)."""
+
+
+class LocationError(OSError):
+    """A file that cannot be read; the message says why, without its name."""
+
+
+def is_remote(location: str | os.PathLike[str]) -> bool:
+    """Whether it is a URI and not a path."""
+    return "://" in os.fspath(location)
+
+
+def read_bytes(location: str | os.PathLike[str]) -> bytes:
+    """The whole content of a file.
+
+    Raises:
+        LocationError: it cannot be read, or there is no package for this kind of URI.
+    """
+    if not is_remote(location):
+        try:
+            return Path(location).read_bytes()
+        except OSError as error:
+            raise LocationError(error.strerror or type(error).__name__) from None
+    try:
+        import fsspec
+    except ImportError:
+        raise LocationError("URIs need fsspec; install it: pip install fsspec") from None
+    try:
+        with fsspec.open(os.fspath(location), "rb") as file:
+            content: bytes = file.read()
+        return content
+    except FileNotFoundError:
+        raise LocationError("no such file") from None
+    # Every file system behind fsspec has its own errors, and none of them is the caller's.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise LocationError(reason) from None
