@@ -42,6 +42,10 @@ class DataConfig:
     max_broken: float = 0.01
     """Broken records are replaced and named in RUN/broken_records.jsonl; past this share of samples the run stops."""
 
+    cached: tuple[Literal["tokens", "latents"], ...] = ()
+    """What the batches bring with them, computed before: the reference encoder's `tokens`, and the autoencoder's
+    `latents`. The networks that would compute it are not run, and where nothing else needs them not loaded."""
+
     def __post_init__(self) -> None:
         require(
             self.kind != "records" or bool(self.path),
