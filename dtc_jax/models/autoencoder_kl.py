@@ -13,7 +13,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from dtc_jax.config import AutoencoderConfig, AutoencoderKLConfig
-from dtc_jax.models.layers import Conv2d, Dense, GroupNorm, attention
+from dtc_jax.models.attention import attention
+from dtc_jax.models.layers import Conv2d, Dense, GroupNorm
 from dtc_jax.models.resnet import Downsample, ResnetBlock, Upsample
 
 _EPSILON = 1e-6
