@@ -164,10 +164,9 @@ def report(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-CPU_CAVEAT = (
-    "Parameters, optimizer and frozen networks are exact. The activations are the CPU compiler's, which fuses less than\n"
-    "a GPU's and computes some bfloat16 operations in float32: take them for an upper bound."
-)
+CPU_CAVEAT = """\
+Parameters, optimizer and frozen networks are exact. The activations are the CPU compiler's, which fuses less than a
+GPU's, and computes some bfloat16 operations in float32: take them for an upper bound."""
 
 
 def memory_lines(compiled: Compiled, available: str, bytes_available: int) -> list[str]:

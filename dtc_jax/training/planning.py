@@ -145,9 +145,7 @@ def compile_step(config: ExperimentConfig, devices: Sequence[jax.Device]) -> Com
     exchanges, unknown_loops = collectives(compiled.as_text())
     return Compiled(
         per_device_batch=per_device_batch,
-        memory=Memory(
-            **held, activations=temporary, program=program, other=kept - sum(held.values()), peak=peak
-        ),
+        memory=Memory(**held, activations=temporary, program=program, other=kept - sum(held.values()), peak=peak),
         needed=peak,
         exchanges=exchanges,
         unknown_loops=unknown_loops,
