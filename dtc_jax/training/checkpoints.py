@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -49,9 +51,12 @@ class Checkpoints:
         Raises:
             ConfigError: the checkpoint holds other parameters than the configuration describes.
         """
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state._asdict()))
+        fields = self._manager.item_metadata(step)["state"]
+        # Counters that older checkpoints do not have begin at zero.
+        present = {name: value for name, value in abstract_state._asdict().items() if name in fields}
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(present))
         # Before Orbax meets them: it would stop in the middle of reading, with pages of warnings.
-        saved = self._manager.item_metadata(step)["state"]["params"]
+        saved = fields["params"]
         wanted = abstract_state.params
         for path in sorted(saved.keys() | wanted.keys()):
             if path not in saved or path not in wanted or tuple(saved[path].shape) != wanted[path].shape:
@@ -66,7 +71,12 @@ class Checkpoints:
             raise ConfigError(
                 f"{self._manager.directory}/{step}: does not fit this configuration ({first}); use another --run-dir"
             ) from error
-        return TrainState(**restored["state"])
+        counters: dict[str, Any] = {
+            name: jnp.zeros((), jnp.int32, device=getattr(abstract_state, name).sharding)
+            for name in ("nonfinite_steps", "nonfinite_in_a_row")
+            if name not in present
+        }
+        return TrainState(**counters, **restored["state"])
 
     def close(self) -> None:
         """Wait for what is being written."""

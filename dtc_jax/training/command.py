@@ -18,6 +18,7 @@ import tyro
 
 from dtc_jax.arguments import UsageError, parse_arguments
 from dtc_jax.config import ConfigError, ExperimentConfig
+from dtc_jax.training.step import NonFiniteError
 from dtc_jax.weights.model_folder import ModelFolderError
 
 
@@ -92,6 +93,9 @@ def main(argv: Sequence[str], config_dir: Path) -> int:
     except (UsageError, ConfigError, ModelFolderError, OSError) as error:
         print(f"train.py: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
+    except NonFiniteError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("train.py: interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
         return 130

@@ -25,6 +25,7 @@ from dtc_jax.training.provenance import append_provenance
 from dtc_jax.training.run_directory import prepare_run_dir
 from dtc_jax.training.sharding import make_mesh
 from dtc_jax.training.source import make_source
+from dtc_jax.training.step import check_finite
 from dtc_jax.weights.model_folder import flatten_params, save_model_folder, unflatten_params
 
 logger = logging.getLogger("dtc_jax.train")
@@ -49,6 +50,7 @@ def train(
 
     Raises:
         ConfigError: the configuration cannot work, or `run_dir` belongs to another one.
+        NonFiniteError: `training.max_nonfinite_steps` steps in a row came to nothing; the checkpoints stay.
     """
     main_process = jax.process_index() == 0
     prepare_run_dir(config, run_dir, write=main_process)
@@ -56,10 +58,11 @@ def train(
     source = make_source(config, mesh)
     key = jax.random.key(config.training.seed)
 
-    params = flatten_params(initial_params(config, jax.random.fold_in(key, 0), init_from))
-    trainable, frozen = split_trainable(params, config.training.trainable)
     checkpoints = Checkpoints(run_dir, config.training.keep_checkpoints)
     latest = checkpoints.latest_step()
+    resumed = latest is not None
+    params = flatten_params(initial_params(config, jax.random.fold_in(key, 0), init_from, resumed))
+    trainable, frozen = split_trainable(params, config.training.trainable)
     if latest is not None:
         frozen = stored_frozen(run_dir, frozen)
     train_step, state, frozen = place(config, mesh, trainable, frozen)
@@ -98,7 +101,9 @@ def train(
 
         def report_pending() -> None:
             if pending is not None:
-                progress.report(pending[0], {name: float(value) for name, value in pending[1].items()})
+                numbers = {name: float(value) for name, value in pending[1].items()}
+                progress.report(pending[0], numbers)
+                check_finite(numbers, config)
 
         for step in range(start, total):
             state, metrics = train_step(state, frozen, source(step), noise_key)
@@ -119,12 +124,12 @@ def train(
                 and config.training.sample_every
                 and done % config.training.sample_every == 0
             ):
-                ema_params = unflatten_params({**frozen, **state.ema})
+                averaged = unflatten_params({**frozen, **state.averaged})
                 path = run_dir / "samples" / f"{done:08d}.png"
-                write_sample_grid(config, ema_params, path, mesh, write=main_process)
+                write_sample_grid(config, averaged, path, mesh, write=main_process)
             progress.skip_time(time.perf_counter() - began)
 
-    final = to_host({**frozen, **state.ema}, mesh)
+    final = to_host({**frozen, **state.averaged}, mesh)
     if main_process:
         save_model_folder(run_dir / "model", config, final)
         logger.info("finished: %s", run_dir / "model")

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from dtc_jax.config import ExperimentConfig
 from dtc_jax.training.objective import make_objective
 from dtc_jax.training.optimizer import make_optimizer
-from dtc_jax.training.params import FlatParams
+from dtc_jax.training.params import FlatParams, cast_frozen
 from dtc_jax.training.sharding import batch_sharding, replicated, tree_sharding
 from dtc_jax.training.step import TrainState, TrainStep, init_state, make_train_step
 from dtc_jax.weights.model_folder import flatten_params, is_model_folder, load_model_folder, unflatten_params
@@ -37,7 +37,7 @@ class ShardedStep(NamedTuple):
 def shard_step(config: ExperimentConfig, mesh: Mesh, trainable: FlatParams, frozen: FlatParams) -> ShardedStep:
     """Wrap the train step for a mesh; of the parameters, arrays or `jax.ShapeDtypeStruct`, only shapes are read."""
     optimizer = make_optimizer(config.optimizer, config.training.steps)
-    shapes = jax.eval_shape(lambda values: init_state(values, optimizer), trainable)
+    shapes = jax.eval_shape(lambda values: init_state(values, optimizer, config.ema.enabled), trainable)
     min_size = config.training.fsdp_min_size
     state_sharding = tree_sharding(mesh, shapes, min_size)
     frozen_sharding = tree_sharding(mesh, frozen, min_size)
@@ -58,9 +58,15 @@ def place(
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     # Each process holds the same host arrays and fills its own shards.
     values = {path: put(leaf, sharded.state_sharding.params[path]) for path, leaf in trainable.items()}
-    state = jax.jit(lambda values: init_state(values, optimizer), out_shardings=sharded.state_sharding)(values)
-    del values
-    frozen = {path: put(leaf, sharded.frozen_sharding[path]) for path, leaf in frozen.items()}
+    dtype = config.training.frozen_dtype
+    frozen = {path: put(cast_frozen(leaf, dtype), sharded.frozen_sharding[path]) for path, leaf in frozen.items()}
+    # The values are the parameters, not a copy: the largest models have no room for both.
+    start = jax.jit(
+        lambda values: init_state(values, optimizer, config.ema.enabled),
+        out_shardings=sharded.state_sharding,
+        donate_argnums=0,
+    )
+    state = start(values)
     return sharded.step, state, frozen
 
 

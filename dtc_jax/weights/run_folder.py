@@ -76,12 +76,15 @@ def load_run_folder(folder: Path, weights: Literal["ema", "params"] = "ema") -> 
 
     Args:
         folder: The run folder.
-        weights: The moving average of the trained parameters, or the parameters themselves.
+        weights: The moving average of the trained parameters, or the parameters themselves, which is what there is in a
+            run without an average.
 
     Raises:
         ModelFolderError: the run has written no checkpoint yet.
     """
     config = load_config_of(folder)
+    if not config.ema.enabled:
+        weights = "params"
     step, stored = stored_arrays(folder, weights)
     if step is None:
         raise ModelFolderError(f"{folder}: this run has written no checkpoint yet")
@@ -118,4 +121,5 @@ def stored_arrays(folder: Path, weights: Literal["ema", "params"] = "ema") -> tu
             return None, {}
         item = manager.directory / str(step) / "state"
     with ocp.PyTreeCheckpointer() as reader:
-        return step, dict(reader.metadata(item).item_metadata.tree[weights])
+        tree = reader.metadata(item).item_metadata.tree
+        return step, dict(tree.get(weights) or tree["params"])
