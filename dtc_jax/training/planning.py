@@ -26,6 +26,16 @@ TPU_ENVIRONMENT = (
     ".venv-tpu/bin/pip install -e '.[tpu]', then .venv-tpu/bin/python -m dtc_jax.training.plan"
 )
 
+LIBTPU_SETTINGS = {
+    # There is no TPU here and no metadata server that knows of one; without these it says so in many lines.
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    # Several plans may be made at a time: the lock is for those who would run something.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+"""Environment variables of libtpu; what the environment says stands."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
@@ -83,8 +93,8 @@ def topology_devices(topology: str, slices: int = 1) -> list[jax.Device]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(TPU_ENVIRONMENT)
-    # It would ask the metadata server of the machine, which is none of Google's, and log in vain.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    for name, value in LIBTPU_SETTINGS.items():
+        os.environ.setdefault(name, value)
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if topology.startswith("v4:"):
         # Both cores of a chip as one device, as v4 is used; the names of other kinds say it by themselves.
