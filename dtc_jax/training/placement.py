@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,33 +19,55 @@ from dtc_jax.training.step import TrainState, TrainStep, init_state, make_train_
 from dtc_jax.weights.model_folder import flatten_params, is_model_folder, load_model_folder, unflatten_params
 
 
-def place(
-    config: ExperimentConfig, mesh: Mesh, trainable: FlatParams, frozen: FlatParams
-) -> tuple[TrainStep, TrainState, FlatParams]:
-    """Put state and frozen parameters on the mesh and compile-wrap the step; the state is donated."""
+class ShardedStep(NamedTuple):
+    """The train step, wrapped for compilation on a mesh, and where its arguments lie."""
+
+    step: Any
+    """`jax.jit` of the train step; the state is donated."""
+    state_shapes: TrainState
+    """Shapes of the state."""
+    state_sharding: TrainState
+    """Where they lie."""
+    frozen_sharding: FlatParams
+    """Where the frozen parameters lie."""
+    batch_sharding: Sharding
+    """Where every array of the batch lies."""
+
+
+def shard_step(config: ExperimentConfig, mesh: Mesh, trainable: FlatParams, frozen: FlatParams) -> ShardedStep:
+    """Wrap the train step for a mesh; of the parameters, arrays or `jax.ShapeDtypeStruct`, only shapes are read."""
     optimizer = make_optimizer(config.optimizer, config.training.steps)
-    average = config.ema.enabled
-    shapes = jax.eval_shape(lambda: init_state(trainable, optimizer, average))
+    shapes = jax.eval_shape(lambda values: init_state(values, optimizer, config.ema.enabled), trainable)
     min_size = config.training.fsdp_min_size
     state_sharding = tree_sharding(mesh, shapes, min_size)
-    # Each process holds the same host arrays and fills its own shards.
-    values = {path: put(leaf, state_sharding.params[path]) for path, leaf in trainable.items()}
-    # The values are the parameters, not a copy: the largest models have no room for both.
-    start = jax.jit(
-        lambda values: init_state(values, optimizer, average), out_shardings=state_sharding, donate_argnums=0
-    )
-    state = start(values)
-    del values
     frozen_sharding = tree_sharding(mesh, frozen, min_size)
-    dtype = config.training.frozen_dtype
-    frozen = {path: put(cast_frozen(leaf, dtype), frozen_sharding[path]) for path, leaf in frozen.items()}
     step = jax.jit(
         make_train_step(config, make_objective(config), optimizer),
         in_shardings=(state_sharding, frozen_sharding, batch_sharding(mesh), replicated(mesh)),
         out_shardings=(state_sharding, replicated(mesh)),
         donate_argnums=0,
     )
-    return step, state, frozen
+    return ShardedStep(step, shapes, state_sharding, frozen_sharding, batch_sharding(mesh))
+
+
+def place(
+    config: ExperimentConfig, mesh: Mesh, trainable: FlatParams, frozen: FlatParams
+) -> tuple[TrainStep, TrainState, FlatParams]:
+    """Put state and frozen parameters on the mesh and compile-wrap the step; the state is donated."""
+    sharded = shard_step(config, mesh, trainable, frozen)
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    # Each process holds the same host arrays and fills its own shards.
+    values = {path: put(leaf, sharded.state_sharding.params[path]) for path, leaf in trainable.items()}
+    dtype = config.training.frozen_dtype
+    frozen = {path: put(cast_frozen(leaf, dtype), sharded.frozen_sharding[path]) for path, leaf in frozen.items()}
+    # The values are the parameters, not a copy: the largest models have no room for both.
+    start = jax.jit(
+        lambda values: init_state(values, optimizer, config.ema.enabled),
+        out_shardings=sharded.state_sharding,
+        donate_argnums=0,
+    )
+    state = start(values)
+    return sharded.step, state, frozen
 
 
 def put(tree: PyTree, sharding: Sharding) -> PyTree:
