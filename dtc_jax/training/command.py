@@ -119,7 +119,7 @@ def failed(reason: str, code: int) -> int:
 
 
 def runtime_failure(message: str, processes: int) -> str | None:
-    """What to do about an error of JAX's runtime, in one line; None for those that are nobody's fault but the code's."""
+    """What to do about an error of JAX's runtime, in one line; None for those that are a fault of the code."""
     first = message.strip().splitlines()[0] if message.strip() else "unknown"
     if "RESOURCE_EXHAUSTED" in message:
         return (

@@ -22,9 +22,10 @@ def check_local_path(run_dir: Path) -> None:
     """
     # Path has made one slash of two.
     if re.match(r"^[a-z][a-z0-9+.-]+:/", str(run_dir)):
+        address = str(run_dir).replace(":/", "://", 1)
         raise ConfigError(
-            f"--run-dir {str(run_dir).replace(':/', '://', 1)}: must be a folder; mount the bucket (Cloud Storage FUSE, "
-            "Mountpoint for S3) and name the folder"
+            f"--run-dir {address}: must be a folder; mount the bucket (Cloud Storage FUSE, Mountpoint for S3) and name "
+            "the folder"
         )
 
 
