@@ -24,7 +24,7 @@ from dtc_jax.training.placement import place, stored_frozen, to_host
 from dtc_jax.training.progress import Progress
 from dtc_jax.training.provenance import append_provenance
 from dtc_jax.training.run_directory import prepare_run_dir
-from dtc_jax.training.sharding import make_mesh
+from dtc_jax.training.sharding import check_batch, make_mesh
 from dtc_jax.training.source import make_source
 from dtc_jax.training.step import check_finite
 from dtc_jax.weights.model_folder import flatten_params, save_model_folder, unflatten_params
@@ -55,7 +55,8 @@ def train(
     """
     main_process = jax.process_index() == 0
     prepare_run_dir(config, run_dir, write=main_process)
-    mesh = make_mesh(config.training.fsdp_devices, devices)
+    mesh = make_mesh(config.training.fsdp_devices, devices, config.training.slices)
+    check_batch(config.training, mesh)
     source = make_source(config, mesh, BrokenLog(run_dir))
     key = jax.random.key(config.training.seed)
 
@@ -64,6 +65,8 @@ def train(
     resumed = latest is not None
     params = flatten_params(initial_params(config, jax.random.fold_in(key, 0), init_from, resumed))
     trainable, frozen = split_trainable(params, config.training.trainable)
+    # The split ones are the only ones left: `place` lets each host array go.
+    del params
     if latest is not None:
         frozen = stored_frozen(run_dir, frozen)
     train_step, state, frozen = place(config, mesh, trainable, frozen)
@@ -76,7 +79,6 @@ def train(
         jax.devices()[0].platform,
         dict(mesh.shape),
     )
-    del trainable, params
 
     if frozen and latest is None:
         whole = to_host(frozen, mesh)
@@ -86,8 +88,10 @@ def train(
     # Closed whatever happens: an interrupted run finishes the checkpoint that it is writing.
     with closing(checkpoints), closing(source):
         if latest is not None:
-            shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-            state = checkpoints.restore(abstract_state(state, shardings), latest)
+            target = abstract_state(state, jax.tree.map(lambda leaf: leaf.sharding, state))
+            # Let go first: the devices need not hold the state twice.
+            del state
+            state = checkpoints.restore(target, latest)
             logger.info("resumed from step %d", latest)
 
         start, total = int(state.step), config.training.steps

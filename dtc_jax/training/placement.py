@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from dtc_jax.config import ExperimentConfig
 from dtc_jax.training.objective import make_objective
 from dtc_jax.training.optimizer import make_optimizer
 from dtc_jax.training.params import FlatParams, cast_frozen
-from dtc_jax.training.sharding import batch_sharding, replicated, tree_sharding
+from dtc_jax.training.sharding import batch_sharding, bytes_per_device, readable_bytes, replicated, tree_sharding
 from dtc_jax.training.step import TrainState, TrainStep, init_state, make_train_step
 from dtc_jax.weights.model_folder import flatten_params, is_model_folder, load_model_folder, unflatten_params
+
+logger = logging.getLogger("dtc_jax.train")
 
 
 class ShardedStep(NamedTuple):
@@ -38,9 +42,9 @@ def shard_step(config: ExperimentConfig, mesh: Mesh, trainable: FlatParams, froz
     """Wrap the train step for a mesh; of the parameters, arrays or `jax.ShapeDtypeStruct`, only shapes are read."""
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     shapes = jax.eval_shape(lambda values: init_state(values, optimizer, config.ema.enabled), trainable)
-    min_size = config.training.fsdp_min_size
-    state_sharding = tree_sharding(mesh, shapes, min_size)
-    frozen_sharding = tree_sharding(mesh, frozen, min_size)
+    min_size, overrides = config.training.fsdp_min_size, config.training.sharding_overrides
+    state_sharding = tree_sharding(mesh, shapes, min_size, overrides)
+    frozen_sharding = tree_sharding(mesh, frozen, min_size, overrides)
     step = jax.jit(
         make_train_step(config, make_objective(config), optimizer),
         in_shardings=(state_sharding, frozen_sharding, batch_sharding(mesh), replicated(mesh)),
@@ -53,13 +57,16 @@ def shard_step(config: ExperimentConfig, mesh: Mesh, trainable: FlatParams, froz
 def place(
     config: ExperimentConfig, mesh: Mesh, trainable: FlatParams, frozen: FlatParams
 ) -> tuple[TrainStep, TrainState, FlatParams]:
-    """Put state and frozen parameters on the mesh and compile-wrap the step; the state is donated."""
+    """Put state and frozen parameters on the mesh and compile-wrap the step; the state is donated.
+
+    Both dicts are emptied: a host array is let go as soon as it is on the devices, so that no more than the largest is
+    in memory twice.
+    """
     sharded = shard_step(config, mesh, trainable, frozen)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
-    # Each process holds the same host arrays and fills its own shards.
-    values = {path: put(leaf, sharded.state_sharding.params[path]) for path, leaf in trainable.items()}
-    dtype = config.training.frozen_dtype
-    frozen = {path: put(cast_frozen(leaf, dtype), sharded.frozen_sharding[path]) for path, leaf in frozen.items()}
+    # Each process has the same host arrays and fills its own shards.
+    values = put_each(trainable, sharded.state_sharding.params)
+    frozen = put_each(frozen, sharded.frozen_sharding, config.training.frozen_dtype)
     # The values are the parameters, not a copy: the largest models have no room for both.
     start = jax.jit(
         lambda values: init_state(values, optimizer, config.ema.enabled),
@@ -67,7 +74,28 @@ def place(
         donate_argnums=0,
     )
     state = start(values)
+    log_memory(state, frozen)
     return sharded.step, state, frozen
+
+
+def log_memory(state: TrainState, frozen: FlatParams) -> None:
+    """Say what one device holds before the first step."""
+    held = {"parameters": state.params, "average": state.ema, "optimizer": state.opt_state, "frozen": frozen}
+    sizes = {name: bytes_per_device(tree) for name, tree in held.items()}
+    logger.info(
+        "each device holds %s of state: %s",
+        readable_bytes(sum(sizes.values())),
+        ", ".join(f"{name} {readable_bytes(size)}" for name, size in sizes.items()),
+    )
+
+
+def put_each(flat: FlatParams, shardings: FlatParams, dtype: DTypeLike | None = None) -> FlatParams:
+    """Host arrays onto the mesh one by one, as `dtype` if one is given, each taken out of `flat` when it is there."""
+    placed = {}
+    for path in list(flat):
+        leaf = flat.pop(path)
+        placed[path] = put(leaf if dtype is None else cast_frozen(leaf, dtype), shardings[path])
+    return placed
 
 
 def put(tree: PyTree, sharding: Sharding) -> PyTree:

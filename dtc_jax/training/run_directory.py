@@ -33,6 +33,11 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> Non
                 raise ConfigError(
                     f"{run_dir}: was started with training.{name} = {before}, not {now}; use another --run-dir"
                 )
+        if earlier.ema.enabled != config.ema.enabled:
+            raise ConfigError(
+                f"{run_dir}: was started with ema.enabled = {earlier.ema.enabled}, not {config.ema.enabled}; "
+                "use another --run-dir"
+            )
     described = describe_data_set(config)
     data_path = run_dir / "data_set.json"
     if (
@@ -45,11 +50,6 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> Non
             f"{config.data.path}: holds {_in_words(described)}, {run_dir} was started with {_in_words(before)}; "
             "give data.path that one, or use another --run-dir"
         )
-        if earlier.ema.enabled != config.ema.enabled:
-            raise ConfigError(
-                f"{run_dir}: was started with ema.enabled = {earlier.ema.enabled}, not {config.ema.enabled}; "
-                "use another --run-dir"
-            )
     if write:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_beside(path, config_to_json(config))
