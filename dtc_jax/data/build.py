@@ -27,6 +27,7 @@ from dtc_jax.arguments import UsageError, parse_arguments
 from dtc_jax.config_base import ConfigError
 from dtc_jax.data.builders.vitonhd_source import MaskChoice
 from dtc_jax.data.images import InputError
+from dtc_jax.data.locations import is_remote
 from dtc_jax.data.records import DataSet, find_data_set, import_tfds
 from dtc_jax.data.window import DEFAULT_CONTEXT
 
@@ -37,7 +38,7 @@ _Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    output: _Folder
+    output: Annotated[str, tyro.conf.arg(metavar="DIR")]
     """Folder of data sets; this one becomes OUTPUT/KIND/NAME/VERSION. Made if absent."""
     name: str = "default"
     """Tells data sets of the same kind apart."""
@@ -112,7 +113,7 @@ def build(arguments: Arguments) -> str:
         InputError: the source cannot be used, or too much of it is broken.
         ConfigError: options that cannot work, a data set that is there already, or tensorflow_datasets is missing.
     """
-    if "://" in str(arguments.output):
+    if is_remote(arguments.output):
         raise ConfigError(f"--output {arguments.output}: ArrayRecord files are written to local or mounted storage")
     if not re.fullmatch(r"[\w-]+", arguments.name):
         raise ConfigError(f"--name {arguments.name!r}: needs letters, digits, _ and - only, for it names a folder")
@@ -154,10 +155,10 @@ def _builder(arguments: Arguments, bar: Any) -> Any:
     if isinstance(arguments, VitonHDArguments):
         config = VitonHDConfig(**common, mask=arguments.mask, noface=arguments.noface)
         config.check()
-        return VITONHD(data_dir=str(arguments.output), config=config)
+        return VITONHD(data_dir=arguments.output, config=config)
     config = ProductPairsConfig(**common)
     config.check()
-    return ProductPairs(data_dir=str(arguments.output), config=config)
+    return ProductPairs(data_dir=arguments.output, config=config)
 
 
 def summary(data_set: DataSet, log: Path) -> str:
