@@ -76,6 +76,8 @@ class ProductPairsArguments(_Options):
 
     source: Annotated[str, tyro.conf.arg(metavar="PATH|URI")]
     """The manifest, local or on a bucket (gs://, s3://: anything that fsspec opens); paths in it are relative to it."""
+    beam: Annotated[str | None, tyro.conf.arg(metavar="OPTIONS", help_behavior_hint="(optional)")] = None
+    """Make the records with Apache Beam, with these pipeline options: runner=FlinkRunner,flink_master=HOST:8081 ..."""
 
 
 Arguments = VitonHDArguments | ProductPairsArguments
@@ -128,7 +130,7 @@ def build(arguments: Arguments) -> str:
                 f"data set {builder.data_dir}: exists already; remove it, or choose another --name or --output"
             )
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS's own words
-            builder.download_and_prepare()
+            builder.download_and_prepare(**_pipeline(arguments))
     return summary(find_data_set(builder.data_dir), builder.log)
 
 
@@ -156,9 +158,21 @@ def _builder(arguments: Arguments, bar: Any) -> Any:
         config = VitonHDConfig(**common, mask=arguments.mask, noface=arguments.noface)
         config.check()
         return VITONHD(data_dir=arguments.output, config=config)
-    config = ProductPairsConfig(**common)
+    config = ProductPairsConfig(**common, beam=arguments.beam is not None)
     config.check()
     return ProductPairs(data_dir=arguments.output, config=config)
+
+
+def _pipeline(arguments: Arguments) -> dict[str, Any]:
+    """What TFDS is told of the Beam pipeline, if there is one."""
+    if not isinstance(arguments, ProductPairsArguments) or arguments.beam is None:
+        return {}
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise ConfigError(f"--beam needs Apache Beam ({error}); install it: pip install apache-beam") from None
+    options = PipelineOptions([f"--{option}" for option in arguments.beam.split(",") if option])
+    return {"download_config": import_tfds().download.DownloadConfig(beam_options=options)}
 
 
 def summary(data_set: DataSet, log: Path) -> str:
@@ -167,7 +181,8 @@ def summary(data_set: DataSet, log: Path) -> str:
     counts = ", ".join(f"{split} {count:,}" for split, count in data_set.splits.items())
     lines = [f"{data_set.folder}: complete; records: {counts}"]
     if metadata["num_broken"]:
-        lines.append(f"broken and left out: {metadata['num_broken']} of {metadata['cases']:,} cases, listed in {log}")
+        listed = f"listed in {log}" if log.is_file() else "named in the logs of Beam's workers"
+        lines.append(f"broken and left out: {metadata['num_broken']} of {metadata['cases']:,} cases, {listed}")
     lines += [f"skipped: {count} ({reason})" for reason, count in metadata["skipped"].items()]
     if "licence" in metadata:
         lines.append(f"licence: {metadata['licence']}")
