@@ -77,7 +77,8 @@ def test_odd_formats(real_inputs: Path, tmp_path: Path) -> None:
     assert build(["product_pairs", *flags, "--max-broken", "0"]) == 0
     read = [decode(record) for record in open_split(find_data_set(tmp_path / "out"), "train")]
     assert [sample.id for sample in read] == [path.name for path in pictures]
-    assert all(np.ptp(sample.scene) > 20 for sample in read)
+    plain = {"chair_gray.png", "gray16.tif"}  # within the box and its surroundings
+    assert all(np.ptp(sample.scene) > 20 for sample in read if sample.id not in plain)
     report = tmp_path / "report.json"
     assert inspect([str(manifest), "--json", str(report), "--size", "128"]) == 0
     assert json.loads(report.read_text())["findings"]["grey masks"]["cases"] == ["train/bench_dog.png"]
