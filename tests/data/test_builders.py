@@ -312,13 +312,12 @@ def test_a_killed_build_looks_unfinished_and_continues(tmp_path: Path, after: in
 
 
 def test_parts_of_other_options_are_not_continued(tmp_path: Path) -> None:
-    manifest = files.write_catalogue(tmp_path / "in", count=4, test=0)
-    for name in ("1.png", "2.png"):
-        (tmp_path / "in" / "scenes" / name).unlink()
+    manifest = files.write_catalogue(tmp_path / "in", count=4, test=1)
+    last = tmp_path / "in" / "scenes" / "3.png"
+    last.unlink()
     assert build("product_pairs", manifest, tmp_path / "out") == 2
-    assert list((tmp_path / "out").rglob("*.npz"))
-    for name in ("1.png", "2.png"):
-        files.save(tmp_path / "in" / "scenes" / name, files.photo(7))
+    assert [path.name for path in (tmp_path / "out").rglob("train*.npz")] == ["train-000000.npz"]
+    files.save(last, files.photo(3))
     assert build("product_pairs", manifest, tmp_path / "out", "--size", "32") == 0
     assert {sample.scene.shape for sample in records(tmp_path / "out")} == {(32, 32, 3)}
 
