@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import shutil
@@ -248,6 +249,24 @@ def test_errors_of_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     (tmp_path / "file").write_text("")
     assert build("product_pairs", manifest, tmp_path / "file") == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_that_looks_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: object, **arrays: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    manifest = files.write_catalogue(tmp_path / "in", count=2, test=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", full)
+        assert build("product_pairs", manifest, tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "No space left on device" in said and said.count("\n") == 1
+    with pytest.raises(ConfigError, match="did not finish"):
+        find_data_set(tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    assert build("product_pairs", manifest, tmp_path / "out") == 0
 
 
 # ------------------------------------------------------------------------------------------------------ cut-off builds

@@ -116,7 +116,9 @@ def test_limit_and_sheet(odd: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_row_shows_outlines_and_hint() -> None:
-    sample = make_sample(Case("a", np.full((60, 48, 3), 90, np.uint8), files.mask(), files.product(0), ""), CELL)
+    product = files.product(0)
+    product[6:20, 8:20] = 0  # black is the product's, not the canvas's
+    sample = make_sample(Case("a", np.full((60, 48, 3), 90, np.uint8), files.mask(), product, ""), CELL)
     scene, hint, reference = draw_row(sample)
     for colour in (MASK, RECTANGLE, BOX):
         assert (scene == colour).all(axis=-1).sum() > 40
@@ -126,6 +128,7 @@ def test_a_row_shows_outlines_and_hint() -> None:
     assert (hint[~inside] == 90).all() and not (hint[inside] == 90).all(axis=-1).any()
     middle = hint[(y0 + y1) // 2, x0 + 4 : x1 - 4]
     assert not (middle == 127).all(axis=-1).any(), "the product spans the rectangle"
+    assert (hint == 0).all(axis=-1).sum() > 500
     assert reference.shape == (CELL, CELL, 3)
 
 
