@@ -52,9 +52,10 @@ def train(
         ConfigError: the configuration cannot work, or `run_dir` belongs to another one.
     """
     main_process = jax.process_index() == 0
-    prepare_run_dir(config, run_dir, write=main_process)
     mesh = make_mesh(config.training.fsdp_devices, devices)
     source = make_source(config, mesh, BrokenLog(run_dir))
+    # Once it is known that there is something to train on: what is written here a later start must agree with.
+    prepare_run_dir(config, run_dir, write=main_process)
     key = jax.random.key(config.training.seed)
 
     params = flatten_params(initial_params(config, jax.random.fold_in(key, 0), init_from))

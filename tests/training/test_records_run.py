@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,11 @@ from PIL import Image
 
 from dtc_jax.bench.synthetic import synthetic_sample
 from tests.data import prepared
-from tests.training.runs import ROOT, finish, read_metrics, start
+from tests.training.runs import FAST_COMPILE, ROOT, finish, read_metrics, start
 
 pytestmark = pytest.mark.timeout(900)
 
-FLAGS = ("--training.steps", "3", "--training.sample-every", "3", "--cpu-devices", "2", "--data.kind", "records")
+FLAGS = ("--training.steps", "3", "--training.sample-every", "0", "--cpu-devices", "2", "--data.kind", "records")
 
 
 def test_three_steps_and_a_model_that_samples(tmp_path: Path) -> None:
@@ -32,16 +33,16 @@ def test_three_steps_and_a_model_that_samples(tmp_path: Path) -> None:
     assert "broken record replaced: train 4: record '000004'" in log
     (broken,) = [json.loads(line) for line in (run_dir / "broken_records.jsonl").read_text().splitlines()]
     assert broken["split"] == "train" and broken["number"] == 4
-    # The grid's truth is the first record of the test split.
-    with Image.open(run_dir / "samples" / "00000003.png") as grid:
-        assert np.asarray(grid).std() > 10
 
     sample = synthetic_sample(0, 32, 2)
     for name, image in (("scene", sample.scene), ("mask", sample.mask * 255), ("reference", sample.reference)):
         Image.fromarray(image).save(tmp_path / f"{name}.png")
     files = [part for name in ("scene", "mask", "reference") for part in (f"--{name}", str(tmp_path / f"{name}.png"))]
     command = [sys.executable, str(ROOT / "sample.py"), "--checkpoint", str(run_dir), *files]
-    subprocess.run([*command, "--output", str(tmp_path / "out.png")], check=True, cwd=ROOT, capture_output=True)
+    environment = {**os.environ, "XLA_FLAGS": FAST_COMPILE}
+    subprocess.run(
+        [*command, "--output", str(tmp_path / "out.png")], check=True, cwd=ROOT, env=environment, capture_output=True
+    )
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.size == (32, 32)
 
@@ -60,3 +61,5 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         last = log.splitlines()[-1]
         assert last.startswith("train.py: ") and message in last, log[-2000:]
         assert "Traceback" not in log
+    # A wrong path leaves nothing behind that the right one would have to agree with.
+    assert not (tmp_path / "run1").exists()

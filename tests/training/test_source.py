@@ -209,6 +209,8 @@ def test_what_cannot_work_is_named(folder: Path) -> None:
         make_source(dataclasses.replace(config, stage="vgg"), mesh)
     with pytest.raises(ConfigError, match="no such folder"):
         make_source(experiment(folder / "absent"), mesh)
+    with pytest.raises(ConfigError, match=r"data\.evaluation_split = validation: .* has test, train; name one"):
+        make_source(experiment(folder, evaluation_split="validation"), mesh)
 
 
 def test_a_run_goes_on_where_its_data_has_been_copied_to(folder: Path, tmp_path: Path) -> None:
