@@ -71,9 +71,10 @@ class RecordSource:
         splits = self._reader.data_set.splits
         if not splits.get(config.data.evaluation_split):
             # Now, and not when the first grid is drawn.
+            held = ", ".join(sorted(splits))
             raise ConfigError(
-                f"data.evaluation_split = {config.data.evaluation_split}: no records in {self._reader.data_set.folder}, "
-                f"which has {', '.join(sorted(splits))}; name one of these (sample grids are drawn from it)"
+                f"data.evaluation_split = {config.data.evaluation_split}: no records in "
+                f"{self._reader.data_set.folder}, which has {held}; name one of these (sample grids are drawn from it)"
             )
         self._batch_size, self._prefetch = batch_size, config.data.prefetch
         self._sharding = batch_sharding(mesh)
