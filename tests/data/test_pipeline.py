@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -190,6 +195,50 @@ def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
     folder = prepared.write(tmp_path, train=3, broken=(0, 1, 2))
     with pytest.raises(ConfigError, match=r"3 records in a row cannot be used, the last: record '00000\d'"):
         batches(folder, 0, 1)
+
+
+def test_workers_live_as_long_as_their_parent(folder: Path) -> None:
+    """Signals to all processes leave them alone; a worker that is killed is an error, and a killed parent ends them."""
+    code = f"""
+import multiprocessing, os, signal, sys, time
+from pathlib import Path
+from dtc_jax.config import ConfigError
+from dtc_jax.data.pipeline import BatchStream
+from tests.data import prepared
+
+stream = BatchStream(prepared.reader(Path({str(folder)!r}), workers=2), range(8), 8, 0, 100000)
+next(stream)
+workers = [worker.pid for worker in multiprocessing.active_children()]
+for worker in workers:
+    os.kill(worker, signal.SIGTERM)
+    os.kill(worker, signal.SIGINT)
+time.sleep(0.3)
+for _ in range(5):
+    next(stream)
+os.kill(workers[0], signal.SIGKILL)
+try:
+    for _ in range(1000):
+        next(stream)
+except ConfigError as error:
+    print(error)
+print(workers[1], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    message, survivor = done.stdout.splitlines()
+    assert "a worker process was ended from outside" in message
+    deadline = time.monotonic() + 60
+    while is_running(int(survivor)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_running(process: int) -> bool:
+    """Whether there is such a process, and it has not ended (where nobody fetches its exit code, it stays listed)."""
+    listed = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout
+    return bool(listed.strip()) and not listed.startswith("Z")
 
 
 # ---------------------------------------------------------------------------------------------------- errors of use
