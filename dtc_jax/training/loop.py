@@ -54,10 +54,11 @@ def train(
         NonFiniteError: `training.max_nonfinite_steps` steps in a row came to nothing; the checkpoints stay.
     """
     main_process = jax.process_index() == 0
-    prepare_run_dir(config, run_dir, write=main_process)
     mesh = make_mesh(config.training.fsdp_devices, devices, config.training.slices)
     check_batch(config.training, mesh)
     source = make_source(config, mesh, BrokenLog(run_dir))
+    # Once it is known that there is something to train on: what is written here a later start must agree with.
+    prepare_run_dir(config, run_dir, write=main_process)
     key = jax.random.key(config.training.seed)
 
     checkpoints = Checkpoints(run_dir, config.training.keep_checkpoints)
