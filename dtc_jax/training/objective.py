@@ -30,13 +30,21 @@ Metrics = dict[str, Float[Array, ""]]
 Objective = Callable[[PyTree, Batch, Key[Array, ""], Int[Array, ""]], tuple[Float[Array, ""], Metrics]]
 
 
-def make_objective(config: ExperimentConfig) -> Objective:
-    """The objective of `config.stage`."""
-    makers = {"diffusion": diffusion_objective, "autoencoder": autoencoder_objective, "vgg": vgg_objective}
+def make_objective(config: ExperimentConfig, spread: Callable[[Array], Array] = lambda rows: rows) -> Objective:
+    """The objective of `config.stage`.
+
+    Args:
+        config: The experiment.
+        spread: Deals rows that were chosen from the batch out to the devices; it may append rows
+            (`sharding.spread_rows`).
+    """
+    if config.stage == "diffusion":
+        return diffusion_objective(config, spread)
+    makers = {"autoencoder": autoencoder_objective, "vgg": vgg_objective}
     return makers[config.stage](config)
 
 
-def diffusion_objective(config: ExperimentConfig) -> Objective:
+def diffusion_objective(config: ExperimentConfig, spread: Callable[[Array], Array] = lambda rows: rows) -> Objective:
     """Diffusion loss plus lambda times the perceptual loss of the decoded x0_hat, in one U-Net pass (paper 3.3).
 
         loss = mean |target - prediction|^2 + lambda * VGG(decode(x0_hat), scene)
@@ -95,10 +103,11 @@ def diffusion_objective(config: ExperimentConfig) -> Objective:
         if config.loss.perceptual_weight > 0:
             x0_hat = predict_x0(kind, output.astype(jnp.float32), noisy_latents, schedule, timesteps)
             x0_hat, real = least_noisy(timesteps, config.loss.perceptual_fraction, x0_hat, scene)
+            chosen = x0_hat.shape[0]
+            x0_hat, real = spread(x0_hat), spread(real)
             decoded = model.decode_latents(params, x0_hat)
-            perceptual = jnp.mean(
-                perceptual_distance(model.vgg_features(params, decoded), model.vgg_features(params, real))
-            )
+            distances = perceptual_distance(model.vgg_features(params, decoded), model.vgg_features(params, real))
+            perceptual = jnp.mean(distances[:chosen])
             metrics["perceptual"] = perceptual
             loss = loss + config.loss.perceptual_weight * perceptual
         metrics["loss"] = loss

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import jax
@@ -14,7 +16,14 @@ from dtc_jax.config import ExperimentConfig
 from dtc_jax.training.objective import make_objective
 from dtc_jax.training.optimizer import make_optimizer
 from dtc_jax.training.params import FlatParams
-from dtc_jax.training.sharding import batch_sharding, bytes_per_device, readable_bytes, replicated, tree_sharding
+from dtc_jax.training.sharding import (
+    batch_sharding,
+    bytes_per_device,
+    readable_bytes,
+    replicated,
+    spread_rows,
+    tree_sharding,
+)
 from dtc_jax.training.step import TrainState, TrainStep, init_state, make_train_step
 from dtc_jax.weights.model_folder import flatten_params, is_model_folder, load_model_folder, unflatten_params
 
@@ -41,7 +50,7 @@ def place(
     state = start(values)
     log_memory(state, frozen)
     step = jax.jit(
-        make_train_step(config, make_objective(config), optimizer),
+        make_train_step(config, make_objective(config, spread_rows(mesh)), optimizer),
         in_shardings=(state_sharding, frozen_sharding, batch_sharding(mesh), replicated(mesh)),
         out_shardings=(state_sharding, replicated(mesh)),
         donate_argnums=0,
@@ -77,11 +86,27 @@ def put(tree: PyTree, sharding: Sharding) -> PyTree:
     return jax.tree.map(put_leaf, tree)
 
 
-def to_host(flat: FlatParams, mesh: Mesh) -> PyTree:
-    """Gather a flat dict onto every process's host as a nested dict."""
-    gather = jax.jit(lambda leaf: leaf, out_shardings=replicated(mesh))
+def to_host(flat: FlatParams, mesh: Mesh, keep: bool = True) -> PyTree:
+    """Gather a flat dict onto the host as a nested dict.
+
+    Args:
+        flat: Arrays on the mesh.
+        mesh: The mesh.
+        keep: Every process must call this; those that do not keep the arrays hold one at a time and return nothing.
+    """
+    gather, whole = gatherer(mesh), {}
     # One array at a time: the whole tree need not fit on a device.
-    return unflatten_params({path: np.asarray(gather(leaf).addressable_data(0)) for path, leaf in flat.items()})
+    for path, leaf in flat.items():
+        gathered = gather(leaf)
+        if keep:
+            whole[path] = np.asarray(gathered.addressable_data(0))
+    return unflatten_params(whole)
+
+
+@lru_cache(maxsize=1)
+def gatherer(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """Makes a whole copy of an array on every device; compiled once for each shape and sharding."""
+    return jax.jit(lambda leaf: leaf, out_shardings=replicated(mesh))
 
 
 def stored_frozen(run_dir: Path, frozen: FlatParams) -> FlatParams:

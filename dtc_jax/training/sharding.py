@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from dtc_jax.config import ConfigError
 from dtc_jax.training_config import ShardingOverrides, TrainingConfig
@@ -204,6 +205,21 @@ def parameter_path(key_path: tuple[Any, ...]) -> str:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis over all devices."""
     return NamedSharding(mesh, BATCH_SPEC)
+
+
+def spread_rows(mesh: Mesh) -> Callable[[Array], Array]:
+    """A function for use under `jax.jit`: rows chosen from a batch, dealt out to all devices again.
+
+    Chosen rows could come from any device, so that XLA gives all of them to every device, which then repeats the
+    others' work. Where there are fewer than devices or no multiple of them, rows of zeros are appended.
+    """
+
+    def spread(rows: Array) -> Array:
+        missing = -rows.shape[0] % mesh.size
+        padded = jnp.pad(rows, ((0, missing), *((0, 0),) * (rows.ndim - 1)))
+        return jax.lax.with_sharding_constraint(padded, batch_sharding(mesh))
+
+    return spread
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
