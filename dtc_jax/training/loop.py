@@ -47,7 +47,8 @@ def train(
         devices: Where to train; None takes all devices of all processes.
 
     Returns:
-        All parameters with the moving average in place of the trained ones, as a nested dict on the host.
+        All parameters with the moving average in place of the trained ones, as a nested dict on the host of the first
+        process; nothing on the others.
 
     Raises:
         ConfigError: the configuration cannot work, or `run_dir` belongs to another one.
@@ -82,7 +83,7 @@ def train(
     )
 
     if frozen and latest is None:
-        whole = to_host(frozen, mesh)
+        whole = to_host(frozen, mesh, keep=main_process)
         if main_process:
             save_model_folder(run_dir / "frozen", config, whole)
         del whole
@@ -135,7 +136,7 @@ def train(
                 write_sample_grid(config, averaged, path, mesh, write=main_process)
             progress.skip_time(time.perf_counter() - began)
 
-    final = to_host({**frozen, **state.averaged}, mesh)
+    final = to_host({**frozen, **state.averaged}, mesh, keep=main_process)
     if main_process:
         save_model_folder(run_dir / "model", config, final)
         logger.info("finished: %s", run_dir / "model")
