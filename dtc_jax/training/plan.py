@@ -45,6 +45,8 @@ class Arguments:
     """Compile once more with another batch, and say what the largest is that fits."""
     json: bool = False
     """Print JSON instead of tables."""
+    hlo: Path | None = None
+    """File for the compiled program's text, for a closer look at what it exchanges and keeps."""
     config: Annotated[ExperimentConfig, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
     """The experiment, field by field."""
 
@@ -111,7 +113,7 @@ def plan_of(arguments: Arguments) -> Plan:
     make_mesh(training.fsdp_devices, devices)
     times = "twice" if other else "once"
     print(f"compiling for {target}, {times}: minutes each at full size", file=sys.stderr, flush=True)
-    return make_plan(arguments.config, devices, kind, target, batch, other)
+    return make_plan(arguments.config, devices, kind, target, batch, other, hlo=arguments.hlo)
 
 
 def target_devices(arguments: Arguments) -> tuple[list[jax.Device], Accelerator, str]:

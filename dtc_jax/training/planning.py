@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -120,7 +121,10 @@ def with_per_device_batch(config: ExperimentConfig, per_device_batch: int, devic
 
 
 def compile_step(
-    config: ExperimentConfig, devices: Sequence[jax.Device], options: Mapping[str, Any] | None = None
+    config: ExperimentConfig,
+    devices: Sequence[jax.Device],
+    options: Mapping[str, Any] | None = None,
+    hlo: Path | None = None,
 ) -> Compiled:
     """Compile the train step for devices that need not exist, and measure the program.
 
@@ -128,6 +132,7 @@ def compile_step(
         config: The experiment, with its global batch.
         devices: What to compile for.
         options: The compiler's, if not its defaults.
+        hlo: File for the text of the compiled program; None for none.
 
     Raises:
         ConfigError: the mesh or the batch does not fit the devices.
@@ -163,7 +168,10 @@ def compile_step(
     temporary = analysis.temp_size_in_bytes
     attention = attention_tables(config, per_device_batch) if devices[0].platform == "cpu" else 0
     peak = kept + temporary + attention + program
-    exchanges, unknown_loops = collectives(compiled.as_text())
+    text = compiled.as_text()
+    if hlo is not None:
+        hlo.write_text(text)
+    exchanges, unknown_loops = collectives(text)
     return Compiled(
         per_device_batch=per_device_batch,
         memory=Memory(
@@ -269,6 +277,7 @@ def make_plan(
     per_device_batch: int,
     other_batch: int | None,
     options: Mapping[str, Any] | None = None,
+    hlo: Path | None = None,
 ) -> Plan:
     """Compile once, or twice for the largest batch that fits, and put the numbers together.
 
@@ -280,13 +289,14 @@ def make_plan(
         per_device_batch: Samples of each device.
         other_batch: Another such number for the line; None for no line.
         options: The compiler's, if not its defaults.
+        hlo: File for the text of the program that was asked for; None for none.
 
     Raises:
         ConfigError: the mesh does not fit the devices.
     """
     count = len(devices)
     asked = with_per_device_batch(config, per_device_batch, count)
-    compiled = compile_step(asked, devices, options)
+    compiled = compile_step(asked, devices, options, hlo)
     other = None
     if other_batch is not None:
         other = compile_step(with_per_device_batch(config, other_batch, count), devices, options)
