@@ -132,7 +132,8 @@ def compile_step(
         config: The experiment, with its global batch.
         devices: What to compile for.
         options: The compiler's, if not its defaults.
-        hlo: File for the text of the compiled program; None for none.
+        hlo: File for the text of the compiled program, or for the compiler's message that the memory does not suffice,
+            which lists the largest arrays; None for none.
 
     Raises:
         ConfigError: the mesh or the batch does not fit the devices.
@@ -146,6 +147,8 @@ def compile_step(
         needed = needed_memory(str(error))
         if needed is None:
             raise
+        if hlo is not None:
+            hlo.write_text(str(error))
         return Compiled(
             per_device_batch=per_device_batch,
             memory=None,
