@@ -46,8 +46,7 @@ class Arguments:
     json: bool = False
     """Print JSON instead of tables."""
     hlo: Path | None = None
-    """File for the compiled program's text, for a closer look at what it exchanges and keeps; or, where it does not
-    fit, for the compiler's list of the largest arrays."""
+    """File for the compiled program's text, for a closer look at what it exchanges and keeps."""
     config: Annotated[ExperimentConfig, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
     """The experiment, field by field."""
 

@@ -132,8 +132,7 @@ def compile_step(
         config: The experiment, with its global batch.
         devices: What to compile for.
         options: The compiler's, if not its defaults.
-        hlo: File for the text of the compiled program, or for the compiler's message that the memory does not suffice,
-            which lists the largest arrays; None for none.
+        hlo: File for the text of the compiled program; None for none.
 
     Raises:
         ConfigError: the mesh or the batch does not fit the devices.
@@ -141,22 +140,6 @@ def compile_step(
     began = time.perf_counter()
     step = lower_train_step(config, make_mesh(config.training.fsdp_devices, devices))
     per_device_batch = config.training.batch_size // len(devices)
-    try:
-        compiled = step.lowered.compile(compiler_options=None if options is None else dict(options))
-    except jax.errors.JaxRuntimeError as error:
-        needed = needed_memory(str(error))
-        if needed is None:
-            raise
-        if hlo is not None:
-            hlo.write_text(str(error))
-        return Compiled(
-            per_device_batch=per_device_batch,
-            memory=None,
-            needed=needed,
-            exchanges={},
-            unknown_loops=0,
-            seconds=time.perf_counter() - began,
-        )
     state, placed = step.sharded.state_shapes, step.sharded.state_sharding
     held = {
         "parameters": bytes_per_device(state.params, placed.params),
@@ -165,6 +148,20 @@ def compile_step(
         "frozen": bytes_per_device(step.frozen, step.sharded.frozen_sharding),
         "batch": bytes_per_device(step.batch, step.sharded.batch_sharding),
     }
+    try:
+        compiled = step.lowered.compile(compiler_options=None if options is None else dict(options))
+    except jax.errors.JaxRuntimeError as error:
+        needed = needed_memory(str(error), sum(held.values()))
+        if needed is None:
+            raise
+        return Compiled(
+            per_device_batch=per_device_batch,
+            memory=None,
+            needed=needed,
+            exchanges={},
+            unknown_loops=0,
+            seconds=time.perf_counter() - began,
+        )
     analysis = compiled.memory_analysis()
     program = analysis.generated_code_size_in_bytes
     kept = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
@@ -210,14 +207,19 @@ def attention_tables(config: ExperimentConfig, per_device_batch: int) -> int:
     return samples * model.unet.num_attention_heads * longest**2 * (4 + 4 + 2)
 
 
-def needed_memory(message: str) -> int | None:
-    """Bytes that a compiler wanted, from its message that there are not as many; None if it says something else."""
+def needed_memory(message: str, held: int) -> int | None:
+    """Bytes that a compiler wanted, from its message that there are not as many; None if it says something else.
+
+    Args:
+        message: Of the compiler's error.
+        held: What state, frozen networks and batch take: one of its messages is of the temporaries alone.
+    """
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    for pattern in (r"Used ([\d.]+)([KMGT]) of", r"HLO temporaries \(([\d.]+)([KMGT])\)"):
+    for pattern, beside in ((r"Used ([\d.]+)([KMGT]) of", 0), (r"HLO temporaries \(([\d.]+)([KMGT])\)", held)):
         if found := re.search(pattern, message):
-            return int(float(found.group(1)) * units[found.group(2)])
+            return int(float(found.group(1)) * units[found.group(2)]) + beside
     return None
 
 

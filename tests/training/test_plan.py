@@ -112,12 +112,14 @@ def test_largest_batch_is_on_the_line() -> None:
 
 def test_what_a_compiler_says_that_it_lacks() -> None:
     used = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 24.50G of 15.75G hbm."
-    assert needed_memory(used) == int(24.5 * GIB)
+    assert needed_memory(used, GIB) == int(24.5 * GIB)
+    # As libtpu 0.0.42 says it; arguments are not among the temporaries.
     temporaries = (
-        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (224.00G) ex"
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (22.50G) exceeds "
+        "available HBM (15.75G)."
     )
-    assert needed_memory(temporaries) == 224 * GIB
-    assert needed_memory("INTERNAL: Used 24.50G of 15.75G") is None
+    assert needed_memory(temporaries, GIB) == int(23.5 * GIB)
+    assert needed_memory("INTERNAL: Used 24.50G of 15.75G", GIB) is None
     refused = Compiled(per_device_batch=8, memory=None, needed=24 * GIB, exchanges={}, unknown_loops=0, seconds=1.0)
     assert "DOES NOT FIT" in command.memory_lines(refused, "15.75 GiB", int(15.75 * GIB))[0]
 
