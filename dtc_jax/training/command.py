@@ -18,6 +18,7 @@ import tyro
 
 from dtc_jax.arguments import UsageError, parse_arguments
 from dtc_jax.config import ConfigError, ExperimentConfig
+from dtc_jax.training.stopping import Stopped
 from dtc_jax.weights.model_folder import ModelFolderError
 
 
@@ -67,7 +68,10 @@ def usage(configs: dict[str, Path]) -> str:
 
 
 def main(argv: Sequence[str], config_dir: Path) -> int:
-    """Train what the command line names; returns the exit code (2 for errors of use, each one line)."""
+    """Train what the command line names; returns the exit code.
+
+    0: finished. 2: an error, one line. 143 or 130: stopped by SIGTERM or Ctrl-C; the same command goes on.
+    """
     configs = find_configs(config_dir)
     if not argv or argv[0] in ("-h", "--help"):
         print(usage(configs))
@@ -92,6 +96,9 @@ def main(argv: Sequence[str], config_dir: Path) -> int:
     except (UsageError, ConfigError, ModelFolderError, OSError) as error:
         print(f"train.py: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"train.py: {stopped}; the same command goes on from there", file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
         print("train.py: interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
         return 130
@@ -170,8 +177,10 @@ def missing_stages(arguments: Arguments, configs: dict[str, Path]) -> list[str]:
 
 def run_with_prerequisites(arguments: Arguments, configs: dict[str, Path]) -> None:
     """Train the experiment, after its prerequisites (each once, in RUN/prerequisites/NAME) if no folder was given."""
+    from dtc_jax.training.checkpoints import quiet_orbax
     from dtc_jax.training.loop import train
 
+    quiet_orbax()
     config, run_dir = arguments.config, arguments.run_dir
     for name in missing_stages(arguments, configs):
         earlier = dataclasses.replace(read_config(configs[name])[0], model=config.model, data=config.data)

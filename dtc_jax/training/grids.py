@@ -5,32 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
+from PIL import Image
 
 from dtc_jax.config import ExperimentConfig
 from dtc_jax.data.procedural import sample_batch
 from dtc_jax.inference.generate import generate, image_keys, sampler_settings
 from dtc_jax.inference.sheets import contact_sheet
+from dtc_jax.training.files import written_beside
 from dtc_jax.training.sharding import replicated
 
 COLUMNS = ("scene", "mask", "reference", "hint", "result", "truth")
 
 
-@lru_cache(maxsize=1)
-def held_out_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
-    """The first held-out samples of the data set, on the host."""
+def evaluation_batch(config: ExperimentConfig, count: int) -> dict[str, Any]:
+    """The first `count` held-out samples of the data set, on the host; see `dtc_jax.data.procedural.sample_batch`."""
 
     # One compiled function: every operation by itself would compile for minutes.
     @jax.jit
-    def draw() -> dict[str, Array]:
-        batch = sample_batch(
+    def draw() -> dict[str, Any]:
+        return sample_batch(
             config.data.seed,
             0,
-            config.training.sample_count,
+            count,
             size=config.model.image_size,
             reference_size=config.model.reference_encoder.image_size,
             held_out=True,
@@ -38,9 +40,15 @@ def held_out_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
             trim=config.model.hint.trim,
             region=config.model.hint.region,
         )
-        return {name: batch[name] for name in ("scene", "mask", "reference", "hint")}
 
     return jax.device_get(draw())
+
+
+@lru_cache(maxsize=1)
+def grid_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
+    """What a grid shows, drawn once."""
+    batch = evaluation_batch(config, config.training.sample_count)
+    return {name: batch[name] for name in ("scene", "mask", "reference", "hint")}
 
 
 @lru_cache(maxsize=1)
@@ -49,17 +57,20 @@ def compiled_sampler(mesh: Mesh) -> Callable[..., Array]:
     return jax.jit(generate, static_argnames="settings", out_shardings=replicated(mesh))
 
 
-def write_sample_grid(config: ExperimentConfig, params: PyTree, path: Path, mesh: Mesh, write: bool = True) -> None:
+def write_sample_grid(
+    config: ExperimentConfig, params: PyTree, path: Path, mesh: Mesh, write: bool = True
+) -> Image.Image | None:
     """Sample held-out products with `params` and write scene, mask, reference, hint, result and truth side by side.
 
-    Every process must call it (sampling is a computation over all devices); the one with `write` writes the file.
+    Every process must call it (sampling is a computation over all devices); the one with `write` writes the file, and
+    gets the picture.
     """
-    batch = held_out_batch(config)
+    batch = grid_batch(config)
     keys = image_keys(config.training.seed, config.training.sample_count)
     sampler = compiled_sampler(mesh)
     result = sampler(params, batch, keys, config.sampling.guidance_scale, settings=sampler_settings(config))
     if not write:
-        return
+        return None
     truth, mask = batch["scene"], batch["mask"]
     images = np.asarray(result.addressable_data(0))
     painted = np.where(mask, np.round(images * 255).astype(np.uint8), truth)
@@ -67,6 +78,7 @@ def write_sample_grid(config: ExperimentConfig, params: PyTree, path: Path, mesh
     columns = (greyed, mask[..., 0] * np.uint8(255), batch["reference"], batch["hint"], painted, truth)
     rows = list(zip(*columns, strict=True))
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp.png")
-    contact_sheet(rows, COLUMNS).save(scratch)
-    scratch.replace(path)
+    grid = contact_sheet(rows, COLUMNS)
+    with written_beside(path) as scratch:
+        grid.save(scratch)
+    return grid

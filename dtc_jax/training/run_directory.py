@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dtc_jax.config import ConfigError, ExperimentConfig, config_to_json, load_config
+from dtc_jax.training.files import write_text
+from dtc_jax.training.position import data_identity
 
 
 def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> None:
@@ -16,11 +18,13 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> Non
     path = run_dir / "config.json"
     if path.exists():
         earlier = load_config(path)
-        for part in ("stage", "model", "data", "diffusion"):
+        for part in ("stage", "model", "diffusion"):
             if getattr(earlier, part) != getattr(config, part):
                 raise ConfigError(
                     f"{run_dir}: was started with another `{part}`; use another --run-dir, or --init-from it"
                 )
+        if data_identity(earlier) != data_identity(config):
+            raise ConfigError(f"{run_dir}: was started with other `data`; use another --run-dir, or --init-from it")
         # These decide which numbers each step draws, or what the checkpoint holds.
         for name in ("seed", "batch_size", "trainable"):
             before, now = getattr(earlier.training, name), getattr(config.training, name)
@@ -29,7 +33,8 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> Non
                     f"{run_dir}: was started with training.{name} = {before}, not {now}; use another --run-dir"
                 )
     if write:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".json.tmp")
-        scratch.write_text(config_to_json(config))
-        scratch.replace(path)
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            write_text(path, config_to_json(config))
+        except OSError as error:
+            raise ConfigError(f"{run_dir}: cannot be written ({error.strerror}); use another --run-dir") from None
