@@ -140,6 +140,21 @@ class ExperimentConfig:
     sampling: SamplingConfig = SamplingConfig()
     """Defaults for sampling."""
 
+    def __post_init__(self) -> None:
+        window, factor, size = self.loss.perceptual_window, self.model.vae.factor, self.model.image_size
+        require(
+            window % factor == 0 and window <= size,
+            f"loss.perceptual_window = {window} must be a multiple of {factor}, the autoencoder's factor, and at most "
+            f"model.image_size = {size}",
+        )
+        if self.loss.perceptual_decoder == "taesd":
+            vae, taesd = self.model.vae, self.model.taesd
+            require(
+                (taesd.latent_channels, taesd.factor) == (vae.latent_channels, vae.factor),
+                "loss.perceptual_decoder = taesd: model.taesd needs the latent channels and factor of model.vae, "
+                f"{vae.latent_channels} and {vae.factor}, not {taesd.latent_channels} and {taesd.factor}",
+            )
+
 
 _ADAPTER: pydantic.TypeAdapter[ExperimentConfig] = pydantic.TypeAdapter(ExperimentConfig)
 

@@ -18,3 +18,6 @@ class DataConfig:
     """`procedural`: the generated virtual try-all world (no files)."""
     seed: int = 0
     """Seed of the data set."""
+    cached: tuple[Literal["tokens", "latents"], ...] = ()
+    """What the batches bring with them, computed before: the reference encoder's `tokens`, and the autoencoder's
+    `latents`. The networks that would compute it are not run, and where nothing else needs them not loaded."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dtc_jax.config_base import STRICT, require
 
@@ -16,7 +17,8 @@ class LossConfig:
     perceptual_weight: float = 0.1
     """lambda; 0 leaves decoder and VGG out of the step."""
     perceptual_fraction: float = 1.0
-    """Share of the batch, the samples with the least noise, that the perceptual term decodes."""
+    """Share of the batch, the samples with the least noise, that the perceptual term decodes. Chosen in each group of
+    neighbouring samples (for 1/4: one in four), which stratified timesteps spread over the noise levels."""
     outside_weight: float = 1.0
     """Weight of the diffusion loss outside the mask (inside it is 1)."""
     drop_tokens: float = 0.2
@@ -34,6 +36,17 @@ class LossConfig:
     timestep_shift: float = 1.0
     """How much denser noisy timesteps are drawn: the median is shift / (1 + shift) of T, 1 is uniform. Above 1 for a
     model that samples in few steps, which leave most of the picture to the noisiest ones."""
+    min_snr_gamma: float | None = None
+    """gamma of the min-SNR weight (Hang et al., 2023; theirs is 5): the error of x0 counts min(SNR, gamma), whatever
+    the network predicts. None leaves the plain mean squared error of the prediction."""
+    perceptual_window: int = 0
+    """Side in pixels of the square round the mask that the perceptual term decodes and compares; 0 takes the whole
+    picture. A multiple of the autoencoder's factor; 256 of 512 pixels costs about a third."""
+    perceptual_decoder: Literal["vae", "taesd"] = "vae"
+    """What decodes for the perceptual term: the autoencoder, or TAESD, which is many times as fast and comes from a
+    model folder that --init-from names (`convert_weights.py import` makes one of its published files)."""
+    perceptual_max_timestep: int | None = None
+    """Samples of later timesteps, hence with more noise, do not count in the perceptual term; None counts all."""
 
     def __post_init__(self) -> None:
         for name in ("perceptual_weight", "outside_weight", "drop_tokens", "drop_hint", "drop_both", "kl_weight"):
@@ -42,3 +55,8 @@ class LossConfig:
         require(total <= 1, f"loss.drop_tokens + drop_hint + drop_both = {total} is more than 1")
         require(self.timestep_shift > 0, f"loss.timestep_shift = {self.timestep_shift} must be above 0")
         require(0 < self.perceptual_fraction <= 1, "loss.perceptual_fraction must be in (0, 1]")
+        gamma, latest = self.min_snr_gamma, self.perceptual_max_timestep
+        require(gamma is None or gamma > 0, f"loss.min_snr_gamma = {gamma} must be above 0, or None for no weight")
+        require(latest is None or latest >= 0, f"loss.perceptual_max_timestep = {latest} must be 0 or more, or None")
+        window = self.perceptual_window
+        require(window >= 0, f"loss.perceptual_window = {window} must be 0 (the whole picture) or more")

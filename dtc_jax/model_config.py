@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dtc_jax.autoencoder_config import AutoencoderConfig, AutoencoderKLConfig
+from dtc_jax.autoencoder_config import AutoencoderConfig, AutoencoderKLConfig, AutoencoderTinyConfig
 from dtc_jax.config_base import STRICT, require
 
 
@@ -185,6 +185,8 @@ class ModelConfig:
     """What the hint is."""
     fusion: FusionConfig = FusionConfig()
     """How the hint modulates the U-Net."""
+    taesd: AutoencoderTinyConfig = AutoencoderTinyConfig()  # noqa: RUF009 (frozen, as the others)
+    """The small autoencoder for the same latents, where `loss.perceptual_decoder = taesd`; no part of the model."""
 
     def __post_init__(self) -> None:
         require(

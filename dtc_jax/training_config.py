@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,8 +17,8 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-5
     """Peak learning rate."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: constant, or a cosine to a hundredth of the peak at the last step."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """After the warm-up: constant, or a cosine or a line to a hundredth of the peak at the last step."""
     warmup_steps: int = 0
     """Steps of linear warm-up from zero."""
     b1: float = 0.9
@@ -25,14 +26,30 @@ class OptimizerConfig:
     b2: float = 0.999
     """Decay of the second moment."""
     weight_decay: float = 1e-2
-    """Decoupled weight decay, on matrices and kernels only (no biases, norms or scales)."""
+    """Decoupled weight decay, on what `weight_decay_mask` matches."""
     max_grad_norm: float | None = 1.0
     """Clip gradients to this global norm; None leaves them."""
+    weight_decay_mask: str = "kernel$"
+    """Regular expression over parameter paths: what matches is decayed. By default matrices and convolutions, no
+    biases, norms, scales or tables."""
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which both of Adam's moments are kept. bfloat16 halves them, rounded stochastically (rounded to the
+    nearest, the second moment would never move: a thousandth of it is less than half a unit in the last place)."""
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, f"optimizer.learning_rate = {self.learning_rate} must be positive")
         require(self.warmup_steps >= 0, f"optimizer.warmup_steps = {self.warmup_steps} must not be negative")
         require(self.weight_decay >= 0, f"optimizer.weight_decay = {self.weight_decay} must not be negative")
+        pattern = self.weight_decay_mask
+        require(_is_expression(pattern), f"optimizer.weight_decay_mask: {pattern!r} is not a regular expression")
+
+
+def _is_expression(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +60,8 @@ class EMAConfig:
 
     decay: float = 0.9999
     """Decay d; after n updates min(d, (1 + n) / (10 + n)) is used."""
+    enabled: bool = True
+    """Keep the average; without it the parameters themselves are sampled and exported, and a copy of them is saved."""
 
     def __post_init__(self) -> None:
         require(0 <= self.decay < 1, f"ema.decay = {self.decay} must be in [0, 1)")
@@ -78,6 +97,17 @@ class TrainingConfig:
     """Steps between sample grids; 0 for none."""
     sample_count: int = 8
     """Rows of a sample grid."""
+    accumulation_steps: int = 1
+    """Parts in which each batch goes through the networks, one after the other, before the one update: the same result
+    as the whole batch at once, with the activations of a part."""
+    remat: Literal["none", "block", "products"] = "none"
+    """What of the forward pass is computed again in the backward pass, instead of kept, in the U-Net, the hint encoder,
+    the decoder and VGG: nothing; all but the input of each ResNet block and transformer (`block`: least memory, about a
+    third more time); or all but the results of their convolutions and dense layers (`products`)."""
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the frozen networks are kept on the devices and in the run folder."""
+    max_nonfinite_steps: int = 10
+    """A step whose loss or gradient is not finite changes nothing and is counted; this many in a row stop the run."""
     keep_best: int = 0
     """Checkpoints kept for being the best by `best_metric`, beside the newest ones; only steps that were evaluated
     compete."""
@@ -96,7 +126,8 @@ class TrainingConfig:
     """How many steps are profiled."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "fsdp_devices", "log_every", "checkpoint_every", "keep_checkpoints"):
+        at_least_one = ("steps", "batch_size", "fsdp_devices", "log_every", "checkpoint_every", "keep_checkpoints")
+        for name in (*at_least_one, "accumulation_steps", "max_nonfinite_steps"):
             require(getattr(self, name) >= 1, f"training.{name} = {getattr(self, name)} must be at least 1")
         for name in ("evaluate_count", "profile_steps"):
             require(getattr(self, name) >= 1, f"training.{name} = {getattr(self, name)} must be at least 1")
@@ -112,4 +143,9 @@ class TrainingConfig:
         require(
             self.sample_count >= 1 or self.sample_every == 0,
             f"training.sample_count = {self.sample_count} must be at least 1; training.sample_every = 0 draws no grids",
+        )
+        require(
+            self.batch_size % self.accumulation_steps == 0,
+            f"training.batch_size = {self.batch_size} is not divisible by training.accumulation_steps = "
+            f"{self.accumulation_steps}",
         )

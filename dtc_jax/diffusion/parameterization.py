@@ -11,6 +11,7 @@ so that x_0 = alpha x_t - sigma v and eps = sigma x_t + alpha v. All in float32 
 
 from typing import Literal, NoReturn, get_args
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from dtc_jax.diffusion.schedule import NoiseSchedule, at_least_float32, signal_and_noise_scale
@@ -80,6 +81,27 @@ def predict_noise(
         return (noisy_latents - signal_scale * model_output) / noise_scale
     if kind == "v_prediction":
         return noise_scale * noisy_latents + signal_scale * model_output
+    _raise_unknown(kind)
+
+
+def min_snr_weight(
+    kind: PredictionType, gamma: float, schedule: NoiseSchedule, timesteps: Integer[Array, " b"]
+) -> Float[Array, " b"]:
+    """Weight of the squared error of what the network predicts, so that x0's counts min(SNR, gamma).
+
+    Hang et al. 2023 (arXiv:2303.09556), section 3.4: min(SNR, gamma) for `sample`, over SNR for `epsilon`, over SNR + 1
+    for `v_prediction`; SNR = abar_t / (1 - abar_t).
+    """
+    signal_scale, noise_scale = signal_and_noise_scale(schedule, timesteps, 1)
+    signal, noise = jnp.square(signal_scale), jnp.square(noise_scale)
+    # Multiplied out by 1 - abar_t: there is no division by a signal of nothing.
+    limited = jnp.minimum(signal, gamma * noise)
+    if kind == "sample":
+        return limited / noise
+    if kind == "epsilon":
+        return jnp.minimum(1.0, gamma * noise / jnp.maximum(signal, jnp.finfo(signal.dtype).tiny))
+    if kind == "v_prediction":
+        return limited
     _raise_unknown(kind)
 
 

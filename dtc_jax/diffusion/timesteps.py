@@ -71,6 +71,7 @@ def sample_timesteps(
     num_train_timesteps: int,
     stratified: bool = True,
     shift: float = 1.0,
+    spread: int = 1,
 ) -> Int32[Array, " b"]:
     """Timesteps for a training batch, each uniform on 0..T-1, or denser towards T.
 
@@ -93,6 +94,8 @@ def sample_timesteps(
         num_train_timesteps: T.
         stratified: False draws each timestep alone.
         shift: s, above 0.
+        spread: Divisor of b. With `stratified` each run of so many consecutive indices (from a multiple of it on) gets
+            one stratum of each `spread`-th of them: the least noisy of the runs are the least noisy of the batch.
     """
     # `split(key)[i]` is `fold_in(key, i)`, which is the caller's key for the noise of sample i: keep clear of it.
     permutation_key, uniform_key = jax.random.split(jax.random.fold_in(as_typed_key(key), np.uint32(2**32 - 1)))
@@ -101,8 +104,21 @@ def sample_timesteps(
     uniform = jax.vmap(jax.random.uniform)(keys)
     if stratified:
         batch_size = index.shape[0]
-        strata = jax.random.permutation(permutation_key, batch_size)[index % batch_size]
+        strata = _strata(permutation_key, batch_size, spread)[index % batch_size]
         uniform = (strata + uniform) / batch_size
     shifted = shift * uniform / (1 + (shift - 1) * uniform)
     # The sum, and the product with T, may round up to the end.
     return jnp.minimum(jnp.floor(num_train_timesteps * shifted).astype(jnp.int32), num_train_timesteps - 1)
+
+
+def _strata(key: KeyLike, count: int, spread: int) -> Int32[Array, " count"]:
+    """A random permutation of 0..count-1 in which each run of `spread` has one of each `spread`-th of the numbers."""
+    if spread == 1:
+        return jax.random.permutation(key, count)
+    runs = count // spread
+    band_key, rank_key = jax.random.split(key)
+    permutations = jax.vmap(jax.random.permutation, in_axes=(0, None))
+    # Which part of the numbers each member of a run gets, and the place of each run within that part.
+    bands = permutations(jax.random.split(band_key, runs), spread)
+    ranks = permutations(jax.random.split(rank_key, spread), runs)
+    return (bands * runs + ranks[bands, jnp.arange(runs)[:, None]]).reshape(-1)

@@ -13,7 +13,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from dtc_jax.config import AutoencoderConfig, AutoencoderKLConfig
-from dtc_jax.models.layers import Conv2d, Dense, GroupNorm, attention
+from dtc_jax.models.attention import attention
+from dtc_jax.models.layers import Conv2d, Dense, GroupNorm
+from dtc_jax.models.remat import Remat, rematerialized
 from dtc_jax.models.resnet import Downsample, ResnetBlock, Upsample
 
 _EPSILON = 1e-6
@@ -46,11 +48,14 @@ class _MidBlock(nn.Module):
 
     config: AutoencoderKLConfig
     dtype: DTypeLike
+    remat: Remat = "none"
 
     def setup(self) -> None:
         channels, groups = self.config.block_out_channels[-1], self.config.norm_num_groups
-        self.resnets = [ResnetBlock(channels, groups, self.dtype, _EPSILON) for _ in range(2)]
-        self.attentions = [_Attention(channels, groups, self.dtype)] if self.config.mid_block_add_attention else []
+        resnet = rematerialized(ResnetBlock, self.remat)
+        attend = rematerialized(_Attention, self.remat)
+        self.resnets = [resnet(channels, groups, self.dtype, _EPSILON) for _ in range(2)]
+        self.attentions = [attend(channels, groups, self.dtype)] if self.config.mid_block_add_attention else []
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         x = self.resnets[0](x)
@@ -68,11 +73,11 @@ class _Level(nn.Module):
     downsample: bool
     upsample: bool
     dtype: DTypeLike
+    remat: Remat = "none"
 
     def setup(self) -> None:
-        self.resnets = [
-            ResnetBlock(self.channels, self.num_groups, self.dtype, _EPSILON) for _ in range(self.num_layers)
-        ]
+        resnet = rematerialized(ResnetBlock, self.remat)
+        self.resnets = [resnet(self.channels, self.num_groups, self.dtype, _EPSILON) for _ in range(self.num_layers)]
         # Zeros at the bottom and the right only, as the published weights want.
         self.downsamplers = [Downsample(self.channels, self.dtype, padding=((0, 1), (0, 1)))] if self.downsample else []
         self.upsamplers = [Upsample(self.channels, self.dtype)] if self.upsample else []
@@ -114,14 +119,23 @@ class _Decoder(nn.Module):
 
     config: AutoencoderKLConfig
     dtype: DTypeLike
+    remat: Remat = "none"
 
     def setup(self) -> None:
         config = self.config
         self.conv_in = Conv2d(config.block_out_channels[-1], dtype=self.dtype)
-        self.mid_block = _MidBlock(config, self.dtype)
+        self.mid_block = _MidBlock(config, self.dtype, self.remat)
         last = len(config.block_out_channels) - 1
         self.up_blocks = [
-            _Level(channels, config.layers_per_block + 1, config.norm_num_groups, False, level < last, self.dtype)
+            _Level(
+                channels,
+                config.layers_per_block + 1,
+                config.norm_num_groups,
+                False,
+                level < last,
+                self.dtype,
+                self.remat,
+            )
             for level, channels in enumerate(reversed(config.block_out_channels))
         ]
         self.conv_norm_out = GroupNorm(config.norm_num_groups, _EPSILON, dtype=self.dtype)
@@ -148,17 +162,19 @@ class AutoencoderKL(nn.Module):
     Attributes:
         config: Sizes.
         dtype: Type of the arithmetic; results are float32 in any case.
+        remat: What the decoder's backward pass computes again.
     """
 
     config: AutoencoderKLConfig
     dtype: DTypeLike = jnp.float32
+    remat: Remat = "none"
 
     def setup(self) -> None:
         latent_channels = self.config.latent_channels
         self.encoder = _Encoder(self.config, self.dtype)
         self.quant_conv = Conv2d(2 * latent_channels, kernel_size=1, padding=0, dtype=self.dtype)
         self.post_quant_conv = Conv2d(latent_channels, kernel_size=1, padding=0, dtype=self.dtype)
-        self.decoder = _Decoder(self.config, self.dtype)
+        self.decoder = _Decoder(self.config, self.dtype, self.remat)
 
     def encode(
         self, images: Float[Array, "b h w c"]

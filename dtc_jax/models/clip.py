@@ -15,7 +15,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from dtc_jax.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
-from dtc_jax.models.layers import Conv2d, Dense, LayerNorm, attention, merge_heads, split_heads
+from dtc_jax.models.attention import attention
+from dtc_jax.models.layers import Conv2d, Dense, LayerNorm, merge_heads, split_heads
 
 EncoderConfig = CLIPVisionConfig | CLIPTextConfig
 

@@ -11,7 +11,7 @@ Parameters are one nested dict with a tree per network: `unet`, `hint_encoder`, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from dtc_jax.models.fusion import Feature, Fusion, Modulation, keep_modulations
 from dtc_jax.models.hint import HintAdapter, HintEncoder, replicate_encoder
 from dtc_jax.models.initialize import RULES, initialize
 from dtc_jax.models.patch_autoencoder import PatchAutoencoder
+from dtc_jax.models.remat import Remat
 from dtc_jax.models.unet import UNet2DConditionModel, feature_channels
 from dtc_jax.models.vgg import VGG
 
@@ -46,22 +47,24 @@ class DiffuseToChoose:
     Attributes:
         config: Sizes of every network.
         dtype: Type of the arithmetic; parameters, predictions, latents and images are float32.
+        remat: What the backward passes of U-Net, hint encoder, decoder and VGG compute again; results are the same.
     """
 
     config: ModelConfig
     dtype: DTypeLike = jnp.float32
+    remat: Remat = "none"
 
     # ------------------------------------------------------------------------------------------------ the networks
 
     @property
     def unet(self) -> UNet2DConditionModel:
         """Main U-Net."""
-        return UNet2DConditionModel(self.config.unet, self.dtype)
+        return UNet2DConditionModel(self.config.unet, self.dtype, self.remat)
 
     @property
     def hint_encoder(self) -> HintEncoder:
         """Replica of the U-Net's encoder and middle."""
-        return HintEncoder(self.config.unet, self.dtype)
+        return HintEncoder(self.config.unet, self.dtype, self.remat)
 
     @property
     def hint_adapter(self) -> HintAdapter:
@@ -82,7 +85,7 @@ class DiffuseToChoose:
     def vae(self) -> AutoencoderKL | AutoencoderTiny | PatchAutoencoder:
         """Autoencoder."""
         if isinstance(self.config.vae, AutoencoderKLConfig):
-            return AutoencoderKL(self.config.vae, self.dtype)
+            return AutoencoderKL(self.config.vae, self.dtype, self.remat)
         if isinstance(self.config.vae, AutoencoderTinyConfig):
             return AutoencoderTiny(self.config.vae, self.dtype)
         return PatchAutoencoder(self.config.vae, self.dtype)
@@ -95,7 +98,12 @@ class DiffuseToChoose:
     @property
     def vgg(self) -> VGG:
         """Network of the perceptual loss."""
-        return VGG(self.config.vgg, self.dtype)
+        return VGG(self.config.vgg, self.dtype, self.remat)
+
+    @property
+    def taesd(self) -> AutoencoderTiny:
+        """The small autoencoder for the same latents that may decode for the perceptual loss."""
+        return AutoencoderTiny(self.config.taesd, self.dtype)
 
     @property
     def has_hint(self) -> bool:
@@ -107,7 +115,12 @@ class DiffuseToChoose:
     def shapes(self) -> dict[str, Any]:
         """Shapes and types of all parameters, as `jax.ShapeDtypeStruct`, without allocating or compiling anything."""
         # A copy: callers take networks out.
-        return jax.tree.map(lambda leaf: leaf, _traced_shapes(self))
+        return jax.tree.map(lambda leaf: leaf, _traced_shapes(DiffuseToChoose(self.config)))
+
+    def taesd_shapes(self) -> dict[str, Any]:
+        """As `shapes`, of TAESD alone, which is no part of the model."""
+        size = self.config.taesd.factor
+        return _shapes(AutoencoderTiny(self.config.taesd), _spec(1, size, size, 3))
 
     def _trace_shapes(self) -> dict[str, Any]:
         """What `shapes` returns; takes seconds."""
@@ -137,18 +150,22 @@ class DiffuseToChoose:
             shapes["fusion"] = _shapes(self.fusion, features)
         return shapes
 
-    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+    def init(self, key: Key[Array, ""], networks: Collection[str] | None = None) -> dict[str, Any]:
         """First parameters, as numpy arrays on the host.
 
         The hint encoder starts as a copy of the U-Net's encoder and middle (the paper's "trainable replica"); the last
         layer of the adapter and the FiLM layers start at zero, hence the hint without effect.
+
+        Args:
+            key: Draws all of them.
+            networks: Draw these only (`hint_encoder` needs `unet`); None draws all.
         """
         last = len(self.config.hint.adapter_channels)
         rules = ((rf"^hint_adapter/convs_{last}/kernel$", "zeros"), *RULES)
-        shapes = self.shapes()
-        shapes.pop("hint_encoder", None)
+        shapes = {name: tree for name, tree in self.shapes().items() if networks is None or name in networks}
+        replicate = shapes.pop("hint_encoder", None) is not None
         params = initialize(shapes, key, rules)
-        if self.has_hint:
+        if replicate:
             params["hint_encoder"] = replicate_encoder(params["unet"], self.config.vae.latent_channels)
         return params
 
@@ -177,6 +194,10 @@ class DiffuseToChoose:
             return scale(mean, self.config.vae)
         keys = jax.random.split(key, mean.shape[0]) if key.ndim == 0 else key
         return scale(sample_posterior(keys, mean, logvar), self.config.vae)
+
+    def decode_taesd(self, params: Params, latents: Latents) -> Images:
+        """As `decode_latents`, by TAESD, whose latents are the scaled ones; needs `taesd`."""
+        return _apply(self.taesd, params["taesd"], unscale(latents, self.config.taesd), method="decode")
 
     def decode_latents(self, params: Params, latents: Latents) -> Images:
         """Images, nominally in [-1, 1] but not clipped, from scaled latents."""

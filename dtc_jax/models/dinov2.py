@@ -13,7 +13,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dtc_jax.config import DINOv2Config
-from dtc_jax.models.layers import Conv2d, Dense, LayerNorm, attention, merge_heads, split_heads
+from dtc_jax.models.attention import attention
+from dtc_jax.models.layers import Conv2d, Dense, LayerNorm, merge_heads, split_heads
 
 _INTERPOLATION_OFFSET = 0.1
 _CUBIC = -0.75

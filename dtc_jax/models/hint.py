@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Num
 from dtc_jax.config import ModelConfig, UNetConfig
 from dtc_jax.models.fusion import Feature
 from dtc_jax.models.layers import Conv2d
+from dtc_jax.models.remat import Remat
 from dtc_jax.models.unet import MidBlock, down_blocks, run_encoder, time_embedding, timestep_embedding
 
 
@@ -60,16 +61,18 @@ class HintEncoder(nn.Module):
     Attributes:
         config: Sizes of the U-Net that it replicates.
         dtype: Type of the arithmetic.
+        remat: What the backward pass computes again.
     """
 
     config: UNetConfig
     dtype: DTypeLike = jnp.float32
+    remat: Remat = "none"
 
     def setup(self) -> None:
         self.conv_in = Conv2d(self.config.block_out_channels[0], dtype=self.dtype)
         self.time_embedding = time_embedding(self.config, self.dtype)
-        self.down_blocks = down_blocks(self.config, self.dtype)
-        self.mid_block = MidBlock(self.config, self.dtype)
+        self.down_blocks = down_blocks(self.config, self.dtype, self.remat)
+        self.mid_block = MidBlock(self.config, self.dtype, self.remat)
 
     def __call__(
         self, inputs: Float[Array, "b h w c"], timesteps: Num[Array, " b"], tokens: Float[Array, "b l d"]

@@ -1,6 +1,6 @@
-"""Layers that every network shares: convolution, dense, norms and attention, with the project's precision rules.
+"""Layers that every network shares: convolution, dense and norms, with the project's precision rules.
 
-Parameters are float32, arithmetic is in `dtype`, norms and softmax are in float32. Names of parameters follow flax
+Parameters are float32, arithmetic is in `dtype`, norms are in float32. Names of parameters follow flax
 (`kernel`, `bias`, `scale`), so that the conversion from PyTorch is a rule: join, rename, transpose.
 """
 
@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 
 class Conv2d(nn.Module):
@@ -121,28 +121,6 @@ class LayerNorm(nn.Module):
         mean = x.mean(axis=-1, keepdims=True)
         variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
         return ((x - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
-
-
-def attention(
-    query: Float[Array, "b q heads d"],
-    key: Float[Array, "b k heads d"],
-    value: Float[Array, "b k heads d"],
-    mask: Bool[Array, "q k"] | None = None,
-) -> Float[Array, "b q heads d"]:
-    """Scaled dot-product attention, softmax in float32 (Vaswani et al., 2017, equation 1).
-
-    Queries see only keys where `mask` is true; every query must see one.
-    """
-    scale = query.shape[-1] ** -0.5
-    query, key, value = (x.swapaxes(1, 2) for x in (query * jnp.asarray(scale, query.dtype), key, value))
-    scores = jnp.matmul(query, key.swapaxes(-1, -2), preferred_element_type=jnp.float32)
-    if mask is not None:
-        scores = jnp.where(mask, scores, -jnp.inf)
-    # Divided by the sum after the product with the values, where there is less to divide.
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    total = weights.sum(axis=-1, keepdims=True)
-    output = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=jnp.float32) / total
-    return output.astype(value.dtype).swapaxes(1, 2)
 
 
 def split_heads(x: Float[Array, "b l c"], num_heads: int) -> Float[Array, "b l heads d"]:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dtc_jax.models.layers import Conv2d, Dense, GroupNorm, LayerNorm, attention, merge_heads, split_heads
+from dtc_jax.models.attention import attention
+from dtc_jax.models.layers import Conv2d, Dense, GroupNorm, LayerNorm, merge_heads, split_heads
 
 KeysValues = tuple[Float[Array, "b k heads d"], Float[Array, "b k heads d"]]
 

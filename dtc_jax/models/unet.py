@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Num
 from dtc_jax.config import UNetConfig
 from dtc_jax.models.fusion import Feature, Modulation, modulate
 from dtc_jax.models.layers import Conv2d, Dense, GroupNorm
+from dtc_jax.models.remat import Remat, rematerialized
 from dtc_jax.models.resnet import Downsample, ResnetBlock, Upsample
 from dtc_jax.models.transformer import SpatialTransformer
 
@@ -61,18 +62,20 @@ class DownBlock(nn.Module):
         config: Sizes of the U-Net.
         level: Index of the level; the last one does not halve the resolution.
         dtype: Type of the arithmetic.
+        remat: What the backward pass computes again.
     """
 
     config: UNetConfig
     level: int
     dtype: DTypeLike = jnp.float32
+    remat: Remat = "none"
 
     def setup(self) -> None:
         config, features = self.config, self.config.block_out_channels[self.level]
         layers = range(config.layers_per_block)
-        self.resnets = [ResnetBlock(features, config.norm_num_groups, self.dtype) for _ in layers]
+        self.resnets = [resnet_block(config, features, self.dtype, self.remat) for _ in layers]
         if config.attention_levels[self.level]:
-            self.attentions = [spatial_transformer(config, features, self.dtype) for _ in layers]
+            self.attentions = [spatial_transformer(config, features, self.dtype, self.remat) for _ in layers]
         if self.level < len(config.block_out_channels) - 1:
             self.downsamplers = [Downsample(features, self.dtype)]
 
@@ -94,11 +97,12 @@ class MidBlock(nn.Module):
 
     config: UNetConfig
     dtype: DTypeLike = jnp.float32
+    remat: Remat = "none"
 
     def setup(self) -> None:
         features = self.config.block_out_channels[-1]
-        self.resnets = [ResnetBlock(features, self.config.norm_num_groups, self.dtype) for _ in range(2)]
-        self.attentions = [spatial_transformer(self.config, features, self.dtype)]
+        self.resnets = [resnet_block(self.config, features, self.dtype, self.remat) for _ in range(2)]
+        self.attentions = [spatial_transformer(self.config, features, self.dtype, self.remat)]
 
     def __call__(
         self, x: Float[Array, "b h w c"], temb: Float[Array, "b t"], tokens: Float[Array, "b l d"]
@@ -115,18 +119,20 @@ class UpBlock(nn.Module):
         config: Sizes of the U-Net.
         level: Index of the level in the encoder's order; level 0 does not upsample.
         dtype: Type of the arithmetic.
+        remat: What the backward pass computes again.
     """
 
     config: UNetConfig
     level: int
     dtype: DTypeLike = jnp.float32
+    remat: Remat = "none"
 
     def setup(self) -> None:
         config, features = self.config, self.config.block_out_channels[self.level]
         layers = range(config.layers_per_block + 1)
-        self.resnets = [ResnetBlock(features, config.norm_num_groups, self.dtype) for _ in layers]
+        self.resnets = [resnet_block(config, features, self.dtype, self.remat) for _ in layers]
         if config.attention_levels[self.level]:
-            self.attentions = [spatial_transformer(config, features, self.dtype) for _ in layers]
+            self.attentions = [spatial_transformer(config, features, self.dtype, self.remat) for _ in layers]
         if self.level > 0:
             self.upsamplers = [Upsample(features, self.dtype)]
 
@@ -143,9 +149,15 @@ class UpBlock(nn.Module):
         return x
 
 
-def spatial_transformer(config: UNetConfig, features: int, dtype: DTypeLike) -> SpatialTransformer:
+def resnet_block(config: UNetConfig, features: int, dtype: DTypeLike, remat: Remat) -> ResnetBlock:
+    """A ResNet block with this many output channels."""
+    return rematerialized(ResnetBlock, remat)(features, config.norm_num_groups, dtype)
+
+
+def spatial_transformer(config: UNetConfig, features: int, dtype: DTypeLike, remat: Remat) -> SpatialTransformer:
     """The transformer of a level with this many channels."""
-    return SpatialTransformer(features, config.num_attention_heads, config.norm_num_groups, dtype)
+    block = rematerialized(SpatialTransformer, remat)
+    return block(features, config.num_attention_heads, config.norm_num_groups, dtype)
 
 
 def time_embedding(config: UNetConfig, dtype: DTypeLike) -> TimeEmbedding:
@@ -153,9 +165,9 @@ def time_embedding(config: UNetConfig, dtype: DTypeLike) -> TimeEmbedding:
     return TimeEmbedding(4 * config.block_out_channels[0], dtype)
 
 
-def down_blocks(config: UNetConfig, dtype: DTypeLike) -> list[DownBlock]:
+def down_blocks(config: UNetConfig, dtype: DTypeLike, remat: Remat) -> list[DownBlock]:
     """All levels of the encoder."""
-    return [DownBlock(config, level, dtype) for level in range(len(config.block_out_channels))]
+    return [DownBlock(config, level, dtype, remat) for level in range(len(config.block_out_channels))]
 
 
 def run_encoder(
@@ -191,19 +203,21 @@ class UNet2DConditionModel(nn.Module):
     Attributes:
         config: Sizes.
         dtype: Type of the arithmetic; parameters are float32, the output is float32.
+        remat: What the backward pass computes again.
     """
 
     config: UNetConfig
     dtype: DTypeLike = jnp.float32
+    remat: Remat = "none"
 
     def setup(self) -> None:
         config = self.config
         self.conv_in = Conv2d(config.block_out_channels[0], dtype=self.dtype)
         self.time_embedding = time_embedding(config, self.dtype)
-        self.down_blocks = down_blocks(config, self.dtype)
-        self.mid_block = MidBlock(config, self.dtype)
+        self.down_blocks = down_blocks(config, self.dtype, self.remat)
+        self.mid_block = MidBlock(config, self.dtype, self.remat)
         levels = len(config.block_out_channels)
-        self.up_blocks = [UpBlock(config, level, self.dtype) for level in reversed(range(levels))]
+        self.up_blocks = [UpBlock(config, level, self.dtype, self.remat) for level in reversed(range(levels))]
         self.conv_norm_out = GroupNorm(config.norm_num_groups, 1e-5, self.dtype)
         self.conv_out = Conv2d(config.out_channels, dtype=self.dtype)
 

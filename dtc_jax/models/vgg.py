@@ -7,6 +7,7 @@ The perceptual distance is DCI-VTON's (Gou et al., 2023, arXiv:2308.06101), refe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,7 @@ from jaxtyping import Array, Float
 from dtc_jax.config import VGGConfig
 from dtc_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from dtc_jax.models.layers import Dense
+from dtc_jax.models.remat import Remat, rematerialized
 
 PERCEPTUAL_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 
@@ -54,10 +56,12 @@ class VGG(nn.Module):
     Attributes:
         config: Channels and convolutions of each block.
         dtype: Type of the arithmetic and of the features.
+        remat: What the backward pass of the features computes again.
     """
 
     config: VGGConfig
     dtype: DTypeLike = jnp.float32
+    remat: Remat = "none"
 
     def setup(self) -> None:
         blocks = []
@@ -83,15 +87,25 @@ class VGG(nn.Module):
         """
         features = []
         x = self._normalise(images)
-        for number, block in enumerate(self.blocks):
-            if number > 0:
-                x = max_pool_2x2(x)
-            last = number == len(self.blocks) - 1
-            for position, convolution in enumerate(block[:2] if last else block):
-                x = nn.relu(convolution(x))
-                if position == min(1, len(block) - 1):
-                    features.append(x)
+        for number in range(len(self.blocks)):
+            block = rematerialized(partial(VGG._block, number=number), self.remat)
+            feature, x = block(self, x)
+            features.append(feature)
         return features
+
+    def _block(
+        self, x: Float[Array, "b h w c"], number: int
+    ) -> tuple[Float[Array, "b h2 w2 d"], Float[Array, "b h2 w2 d"]]:
+        """The block's perceptual feature and its output; of the last block, whose output nobody reads, the feature."""
+        if number > 0:
+            x = max_pool_2x2(x)
+        block = self.blocks[number]
+        feature = x
+        for position, convolution in enumerate(block[:2] if number == len(self.blocks) - 1 else block):
+            x = nn.relu(convolution(x))
+            if position == min(1, len(block) - 1):
+                feature = x
+        return feature, x
 
     def final_features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
         """The last convolution's post-ReLU features, before the last pooling: what a classifier reads.

@@ -178,7 +178,8 @@ class Checkpoints:
         if config is not None and position is not None:
             check_position(position, config, step, where)
         fields = {path.split("/")[0] for path in saved}
-        present = {name: value for name, value in target._asdict().items() if name in fields}
+        wanted = {name: value for name, value in target._asdict().items() if jax.tree.leaves(value)}
+        present = {name: value for name, value in wanted.items() if name in fields}
         _check_fit(saved, present, where)
         item = ocp.args.PyTreeRestore(
             item=present, restore_args=checkpoint_utils.construct_restore_args(present), partial_restore=True
@@ -187,15 +188,16 @@ class Checkpoints:
             restored = dict(self._manager.restore(step, args=ocp.args.Composite(state=item))["state"])
         except Exception as error:
             raise CheckpointError(f"{where}: cannot be read ({reason(error)})") from error
-        for name, value in target._asdict().items():
-            if name not in restored:
+        for name, value in wanted.items():
+            if name == "ema" and name not in present:
                 shardings = jax.tree.map(lambda leaf: leaf.sharding, value)
-                restored[name] = (
-                    jax.jit(lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings)(restored["params"])
-                    if name == "ema"
-                    else jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), value)
+                copy = jax.jit(lambda params: jax.tree.map(jnp.copy, params), out_shardings=shardings)
+                restored[name] = copy(restored["params"])
+            elif name not in present:
+                restored[name] = jax.tree.map(
+                    lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), value
                 )
-        return TrainState(**restored)
+        return target._replace(**restored)
 
     def restore_newest(self, target: TrainState, config: ExperimentConfig) -> tuple[TrainState, int]:
         """Read the newest step that can be read.

@@ -18,6 +18,7 @@ import tyro
 
 from dtc_jax.arguments import UsageError, parse_arguments
 from dtc_jax.config import ConfigError, ExperimentConfig
+from dtc_jax.training.step import NonFiniteError
 from dtc_jax.training.stopping import Stopped
 from dtc_jax.weights.model_folder import ModelFolderError
 
@@ -70,7 +71,8 @@ def usage(configs: dict[str, Path]) -> str:
 def main(argv: Sequence[str], config_dir: Path) -> int:
     """Train what the command line names; returns the exit code.
 
-    0: finished. 2: an error, one line. 143 or 130: stopped by SIGTERM or Ctrl-C; the same command goes on.
+    0: finished; 2: an error, or 1: a loss that is not finite, in one line; 143 or 130: stopped by SIGTERM or Ctrl-C,
+    and the same command goes on.
     """
     configs = find_configs(config_dir)
     if not argv or argv[0] in ("-h", "--help"):
@@ -99,6 +101,9 @@ def main(argv: Sequence[str], config_dir: Path) -> int:
     except Stopped as stopped:
         print(f"train.py: {stopped}; the same command goes on from there", file=sys.stderr)
         return stopped.exit_code
+    except NonFiniteError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("train.py: interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
         return 130

@@ -10,61 +10,90 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from dtc_jax.config import ConfigError, ExperimentConfig, PatchAutoencoderConfig
+from dtc_jax.config import AutoencoderTinyConfig, ConfigError, ExperimentConfig, PatchAutoencoderConfig
 from dtc_jax.data.procedural import sample_batch
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.models.hint import replicate_encoder
+from dtc_jax.models.initialize import initialize
 from dtc_jax.models.inputs import normalize_image
 from dtc_jax.models.patch_autoencoder import principal_components
 from dtc_jax.training.classifier import init_heads
-from dtc_jax.weights.model_folder import check_params
+from dtc_jax.weights.model_folder import check_params, unflatten_params
 from dtc_jax.weights.run_folder import load_checkpoint
+from dtc_jax.weights.starting_parts import is_taesd, taesd
 
 logger = logging.getLogger("dtc_jax.train")
 
-STAGE_NETWORKS = {
-    "autoencoder": ("vae",),
-    "vgg": ("vgg", "heads"),
-    "diffusion": (
-        "unet",
-        "hint_encoder",
-        "hint_adapter",
-        "fusion",
-        "reference_projection",
-        "null_tokens",
-        "vae",
-        "reference_encoder",
-        "vgg",
-    ),
-}
-"""Networks that each stage reads or trains."""
+STAGE_NETWORKS = {"autoencoder": ("vae",), "vgg": ("vgg", "heads")}
+"""Networks that the stages before the diffusion model read or train."""
 
 
-def initial_params(config: ExperimentConfig, key: Key[Array, ""], init_from: Sequence[Path] = ()) -> PyTree:
+def needed_networks(config: ExperimentConfig) -> tuple[str, ...]:
+    """The networks that the experiment's objective reads or trains; others are neither loaded nor saved with the run.
+
+    Of the diffusion model these are all, but for the reference encoder where `data.cached` brings its tokens, the
+    autoencoder where it brings the latents and no loss decodes with it, and what the perceptual loss alone needs.
+    """
+    if config.stage in STAGE_NETWORKS:
+        return STAGE_NETWORKS[config.stage]
+    perceptual, taesd = config.loss.perceptual_weight > 0, config.loss.perceptual_decoder == "taesd"
+    hinted = config.model.hint.kind != "none"
+    needed = {
+        "unet": True,
+        "hint_encoder": hinted,
+        "hint_adapter": hinted,
+        "fusion": hinted,
+        "reference_projection": True,
+        "null_tokens": True,
+        "vae": "latents" not in config.data.cached or (perceptual and not taesd),
+        "reference_encoder": "tokens" not in config.data.cached,
+        "vgg": perceptual,
+        "taesd": perceptual and taesd,
+    }
+    return tuple(name for name, wanted in needed.items() if wanted)
+
+
+def initial_params(
+    config: ExperimentConfig, key: Key[Array, ""], init_from: Sequence[Path] = (), resumed: bool = False
+) -> PyTree:
     """Freshly initialised parameters of the stage's networks, on the host, with those of `init_from` in their place.
 
     Args:
         config: The experiment.
         key: For the fresh ones.
         init_from: Model or run folders; each brings the networks that it holds and the stage needs, later ones win.
+            TAESD, where it is needed, may be a folder's autoencoder, or the folder of its two published files.
+        resumed: The run has a checkpoint: what must come from a folder is in the run's own.
 
     Raises:
-        ConfigError: a folder holds nothing that the stage needs, or its U-Net reads masks of the other polarity.
+        ConfigError: a folder holds nothing that the stage needs, or its U-Net reads masks of the other polarity; or no
+            folder holds TAESD, which is not trained here, where it is needed.
         ModelFolderError: a folder's network has other names or shapes than the configuration describes.
     """
-    wanted = STAGE_NETWORKS[config.stage]
-    fresh = DiffuseToChoose(config.model).init(key)
+    wanted = needed_networks(config)
+    fresh = DiffuseToChoose(config.model).init(key, wanted)
     if config.stage == "vgg":
         fresh["heads"] = init_heads(config.model, key)
     if config.stage == "autoencoder" and isinstance(config.model.vae, PatchAutoencoderConfig):
         for part, layer in patch_components(config).items():
             fresh["vae"][part].update(layer)
-    params = {name: fresh[name] for name in wanted if name in fresh}
+    if "taesd" in wanted:
+        fresh["taesd"] = initialize({"taesd": DiffuseToChoose(config.model).taesd_shapes()}, key)["taesd"]
+    params = {name: fresh.pop(name) for name in wanted if name in fresh}
     loaded_networks: set[str] = set()
     # Of the U-Net that is taken: no tensor's shape shows what 1 means in the mask that it reads.
     unet_from: tuple[Path, str] | None = None
     for folder in init_from:
-        stored, loaded = load_checkpoint(folder, dtype=np.float32)
+        if "taesd" in wanted and is_taesd(folder):
+            stored, loaded = config, {"taesd": published_taesd(folder)}
+        else:
+            stored, loaded = load_checkpoint(folder, dtype=np.float32)
+        autoencoders = (
+            isinstance(stored.model.vae, AutoencoderTinyConfig),
+            isinstance(config.model.vae, AutoencoderTinyConfig),
+        )
+        if "taesd" in wanted and "vae" in loaded and autoencoders == (True, False):
+            loaded["taesd"] = loaded.pop("vae")
         brought = [name for name in params if name in loaded]
         if not brought:
             raise ConfigError(f"{folder}: holds {', '.join(loaded)}, none of which {config.name} needs")
@@ -77,11 +106,22 @@ def initial_params(config: ExperimentConfig, key: Key[Array, ""], init_from: Seq
         logger.info("%s: %s", folder, ", ".join(brought))
     if unet_from is not None:
         check_mask_channel(*unet_from, config.model.unet.mask_channel)
+    if "taesd" in params and "taesd" not in loaded_networks and not resumed:
+        raise ConfigError(
+            "loss.perceptual_decoder = taesd: no folder of --init-from holds TAESD; name one whose autoencoder it is, "
+            "or that of taesd_encoder.safetensors and taesd_decoder.safetensors"
+        )
     if "unet" in loaded_networks and "hint_encoder" in params and "hint_encoder" not in loaded_networks:
         # The replica is one of the U-Net that training starts from, not of the random one that it replaced.
         params["hint_encoder"] = replicate_encoder(params["unet"], config.model.vae.latent_channels)
         logger.info("hint_encoder: a copy of the loaded unet's encoder and middle")
     return params
+
+
+def published_taesd(folder: Path) -> PyTree:
+    """The parameters of TAESD from its two published files."""
+    _, tensors = taesd(folder)
+    return unflatten_params({tensor.name: np.asarray(tensor.read(), np.float32) for tensor in tensors})
 
 
 def check_mask_channel(folder: Path, stored: str, wanted: str) -> None:

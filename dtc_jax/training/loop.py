@@ -29,7 +29,7 @@ from dtc_jax.training.rolling import make_evaluation
 from dtc_jax.training.run_directory import prepare_run_dir
 from dtc_jax.training.sharding import make_mesh
 from dtc_jax.training.source import make_source
-from dtc_jax.training.step import TrainState
+from dtc_jax.training.step import TrainState, check_finite
 from dtc_jax.training.stopping import Stopped, StopRequest
 from dtc_jax.weights.model_folder import flatten_params, save_model_folder, unflatten_params
 
@@ -56,6 +56,7 @@ def train(
     Raises:
         ConfigError: the configuration cannot work, or `run_dir` belongs to another one.
         CheckpointError: a checkpoint could not be written or read.
+        NonFiniteError: `training.max_nonfinite_steps` steps in a row came to nothing; the checkpoints stay.
         Stopped: on SIGTERM or Ctrl-C, after a step and its checkpoint.
         OSError: another file of the run could not be written.
     """
@@ -65,10 +66,11 @@ def train(
     source = make_source(config, mesh)
     key = jax.random.key(config.training.seed)
 
-    params = flatten_params(initial_params(config, jax.random.fold_in(key, 0), init_from))
-    trainable, frozen = split_trainable(params, config.training.trainable)
     checkpoints = open_checkpoints(config, run_dir)
     latest = checkpoints.latest_step()
+    resumed = latest is not None
+    params = flatten_params(initial_params(config, jax.random.fold_in(key, 0), init_from, resumed))
+    trainable, frozen = split_trainable(params, config.training.trainable)
     if latest is not None:
         frozen = stored_frozen(run_dir, frozen)
     train_step, state, frozen = place(config, mesh, trainable, frozen)
@@ -115,7 +117,7 @@ def train(
             profile.before(step + 1, state)
             state, metrics = train_step(state, frozen, source(step), noise_key)
             # Numbers of the last line are fetched only after this step has been dispatched: no wait in the loop.
-            progress.flush()
+            check_finite(progress.flush(), config)
             progress.advance()
             done = step + 1
             profile.after(done, metrics)
@@ -126,19 +128,19 @@ def train(
                 continue
 
             # The line first: a run that is killed after the checkpoint resumes behind it.
-            progress.flush()
+            check_finite(progress.flush(), config)
             jax.block_until_ready(metrics)
             checkpoints.check()
             with progress.paused():
                 scores = None
                 # A preempted run has little time: what was due is left out, and the checkpoint comes first.
                 if evaluate is not None and due.evaluation(done) and not stopping:
-                    scores = evaluate(state.ema, frozen)
+                    scores = evaluate(state.averaged, frozen)
                     progress.report_evaluation(done, scores)
                 if due.grid(done) and not stopping:
-                    ema_params = unflatten_params({**frozen, **state.ema})
+                    averaged = unflatten_params({**frozen, **state.averaged})
                     path = run_dir / "samples" / f"{done:08d}.png"
-                    grid = write_sample_grid(config, ema_params, path, mesh, write=main_process)
+                    grid = write_sample_grid(config, averaged, path, mesh, write=main_process)
                     progress.report_grid(done, grid)
                 if due.checkpoint(done) or stopping:
                     checkpoints.save(state, config, done, scores)
@@ -149,7 +151,7 @@ def train(
         if best is not None:
             logger.info("best by %s: %s", config.training.best_metric, run_dir / "checkpoints" / str(best))
 
-    final = to_host({**frozen, **state.ema}, mesh)
+    final = to_host({**frozen, **state.averaged}, mesh)
     if main_process:
         save_model_folder(run_dir / "model", config, final)
         logger.info("finished: %s", run_dir / "model")

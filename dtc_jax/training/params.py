@@ -6,6 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
 from dtc_jax.config import ConfigError
 
 FlatParams = dict[str, Any]
@@ -27,3 +30,8 @@ def split_trainable(flat: Mapping[str, Any], pattern: str) -> tuple[FlatParams, 
         raise ConfigError(f"training.trainable: {pattern!r} matches no parameter of {', '.join(networks)}")
     frozen = {path: leaf for path, leaf in flat.items() if path not in trainable}
     return trainable, frozen
+
+
+def cast_frozen(leaf: Any, dtype: DTypeLike) -> Any:
+    """A frozen parameter in the type in which it is kept: floating-point numbers in `dtype`, others as they are."""
+    return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf

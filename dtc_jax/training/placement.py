@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from dtc_jax.config import ExperimentConfig
 from dtc_jax.training.objective import make_objective
 from dtc_jax.training.optimizer import make_optimizer
-from dtc_jax.training.params import FlatParams
+from dtc_jax.training.params import FlatParams, cast_frozen
 from dtc_jax.training.sharding import batch_sharding, replicated, tree_sharding
 from dtc_jax.training.step import TrainState, TrainStep, init_state, make_train_step
 from dtc_jax.weights.model_folder import flatten_params, is_model_folder, load_model_folder, unflatten_params
@@ -23,15 +23,21 @@ def place(
 ) -> tuple[TrainStep, TrainState, FlatParams]:
     """Put state and frozen parameters on the mesh and compile-wrap the step; the state is donated."""
     optimizer = make_optimizer(config.optimizer, config.training.steps)
-    shapes = jax.eval_shape(lambda: init_state(trainable, optimizer))
+    average = config.ema.enabled
+    shapes = jax.eval_shape(lambda: init_state(trainable, optimizer, average))
     min_size = config.training.fsdp_min_size
     state_sharding = tree_sharding(mesh, shapes, min_size)
     # Each process holds the same host arrays and fills its own shards.
     values = {path: put(leaf, state_sharding.params[path]) for path, leaf in trainable.items()}
-    state = jax.jit(lambda values: init_state(values, optimizer), out_shardings=state_sharding)(values)
+    # The values are the parameters, not a copy: the largest models have no room for both.
+    start = jax.jit(
+        lambda values: init_state(values, optimizer, average), out_shardings=state_sharding, donate_argnums=0
+    )
+    state = start(values)
     del values
     frozen_sharding = tree_sharding(mesh, frozen, min_size)
-    frozen = {path: put(leaf, frozen_sharding[path]) for path, leaf in frozen.items()}
+    dtype = config.training.frozen_dtype
+    frozen = {path: put(cast_frozen(leaf, dtype), frozen_sharding[path]) for path, leaf in frozen.items()}
     step = jax.jit(
         make_train_step(config, make_objective(config), optimizer),
         in_shardings=(state_sharding, frozen_sharding, batch_sharding(mesh), replicated(mesh)),

@@ -71,12 +71,14 @@ class Progress:
         """Keep the metrics of the step that made the count `step` on the devices until the next is dispatched."""
         self._held = step, metrics
 
-    def flush(self) -> None:
-        """Fetch and report what is held: the loop's only read from the devices."""
-        if self._held is not None:
-            step, metrics = self._held
-            self._held = None
-            self.report(step, {name: float(value) for name, value in metrics.items()})
+    def flush(self) -> dict[str, float]:
+        """Fetch and report what is held, the loop's only read from the devices; its numbers, or none."""
+        if self._held is None:
+            return {}
+        (step, metrics), self._held = self._held, None
+        numbers = {name: float(value) for name, value in metrics.items()}
+        self.report(step, numbers)
+        return numbers
 
     def report(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of the step that made the count `step`, the speed since the last line, and the time left."""

@@ -32,6 +32,11 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> Non
                 raise ConfigError(
                     f"{run_dir}: was started with training.{name} = {before}, not {now}; use another --run-dir"
                 )
+        if earlier.ema.enabled != config.ema.enabled:
+            raise ConfigError(
+                f"{run_dir}: was started with ema.enabled = {earlier.ema.enabled}, not {config.ema.enabled}; "
+                "use another --run-dir"
+            )
     if write:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)

@@ -90,14 +90,17 @@ def load_run_folder(folder: Path, weights: Literal["ema", "params"] = "ema") -> 
 
     Args:
         folder: The run folder, or one of its checkpoints, `RUN/checkpoints/STEP`.
-        weights: The moving average of the trained parameters, or the parameters themselves.
+        weights: The moving average of the trained parameters, or the parameters themselves, which is what there is in a
+            run without an average.
 
     Raises:
         ModelFolderError: the run has written no checkpoint yet, or the checkpoint is absent or cannot be read.
     """
+    config = load_config_of(split_step(folder)[0])
+    if not config.ema.enabled:
+        weights = "params"
     step, stored = stored_arrays(folder, weights)
     folder, _ = split_step(folder)
-    config = load_config_of(folder)
     if step is None:
         raise ModelFolderError(f"{folder}: this run has written no checkpoint yet")
     item = (folder / "checkpoints").absolute() / str(step) / "state"
@@ -141,7 +144,8 @@ def stored_arrays(folder: Path, weights: Literal["ema", "params"] = "ema") -> tu
             return None, {}
         step = steps[-1]
     with _readable(checkpoints / str(step)), ocp.PyTreeCheckpointer() as reader:
-        return step, dict(reader.metadata(checkpoints / str(step) / "state").item_metadata.tree[weights])
+        tree = reader.metadata(checkpoints / str(step) / "state").item_metadata.tree
+        return step, dict(tree.get(weights) or tree["params"])
 
 
 @contextmanager

@@ -3,9 +3,9 @@
     python tests/training/kill_and_resume.py --kills 20 --seed 0
 
 `kill -9` gives a process no chance to finish anything. The script prints in which phase each kill met the run (before
-its first step, after step N, while saving step N), and fails unless parameters, moving average, optimizer state and data
-position at the end are bit for bit those of the run that nobody killed. Metrics, the sample grid and the exported model
-must be the same, too.
+its first step, after step N, while saving step N), and fails unless parameters, moving average, optimizer state and
+data position at the end are bit for bit those of the run that nobody killed. Metrics, the sample grid and the exported
+model must be the same, too.
 """
 
 from __future__ import annotations
@@ -149,14 +149,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("flags", nargs="*", help="after --: further flags of train.py, e.g. of a data set")
     arguments = parser.parse_args(argv)
     steps = arguments.steps or 3 * CHECKPOINT_EVERY * (arguments.kills + 2)
-    flags = ["--cpu-devices", "1", "--training.steps", str(steps), "--training.log-every", "1"]
-    flags += [
-        "--training.checkpoint-every",
-        str(CHECKPOINT_EVERY),
-        "--training.sample-every",
-        str(2 * CHECKPOINT_EVERY),
-    ]
-    flags += ["--training.evaluate-every", str(CHECKPOINT_EVERY), "--training.evaluate-count", "8", *arguments.flags]
+    settings = {"steps": steps, "log-every": 1, "checkpoint-every": CHECKPOINT_EVERY, "evaluate-count": 8}
+    settings |= {"sample-every": steps, "evaluate-every": steps}
+    flags = ["--cpu-devices", "1"]
+    for name, value in settings.items():
+        flags += [f"--training.{name}", str(value)]
+    flags += arguments.flags
+    # Most of a start is compilation otherwise.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         began = time.monotonic()

@@ -1,0 +1,187 @@
+"""Scaled dot-product attention: plain for short sequences, without the table of all scores for long ones.
+
+Plain attention over the 4096 places of 64x64 latents makes a table of 16 million scores per head and sample, and keeps
+it for the gradient. Long sequences therefore have a gradient of their own, which keeps the inputs and the output alone
+(as in FlashAttention, Dao et al., 2022, arXiv:2205.14135). On CPUs they also go block by block, where the scores stay
+in the cache; accelerators take the plain product, which is one large operation for them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+LONG_SCORES = 2**22
+"""Scores per head and sample (queries x keys) from which a sequence is long."""
+BLOCK = 512
+"""Queries of one block, at most."""
+
+
+def attention(
+    query: Float[Array, "b q heads d"],
+    key: Float[Array, "b k heads d"],
+    value: Float[Array, "b k heads d"],
+    mask: Bool[Array, "q k"] | None = None,
+) -> Float[Array, "b q heads d"]:
+    """Scaled dot-product attention, softmax in float32 (Vaswani et al., 2017, equation 1).
+
+    Queries see only keys where `mask` is true; every query must see one.
+    """
+    if mask is None and query.shape[1] * key.shape[1] >= LONG_SCORES:
+        return long_attention(query, key, value)
+    return plain_attention(query, key, value, mask)
+
+
+def plain_attention(
+    query: Float[Array, "b q heads d"],
+    key: Float[Array, "b k heads d"],
+    value: Float[Array, "b k heads d"],
+    mask: Bool[Array, "q k"] | None = None,
+) -> Float[Array, "b q heads d"]:
+    """`attention` with all scores in one table."""
+    scale = query.shape[-1] ** -0.5
+    query, key, value = (x.swapaxes(1, 2) for x in (query * jnp.asarray(scale, query.dtype), key, value))
+    scores = jnp.matmul(query, key.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    # Divided by the sum after the product with the values, where there is less to divide.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    total = weights.sum(axis=-1, keepdims=True)
+    output = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=jnp.float32) / total
+    return output.astype(value.dtype).swapaxes(1, 2)
+
+
+@jax.custom_vjp
+def long_attention(
+    query: Float[Array, "b q heads d"], key: Float[Array, "b k heads d"], value: Float[Array, "b k heads d"]
+) -> Float[Array, "b q heads d"]:
+    """`attention` whose gradient computes the scores again instead of keeping them."""
+    return _forward(query, key, value)[0]
+
+
+Residuals = tuple[Array, Array, Array, Array, Array]
+
+
+def _forward(query: Array, key: Array, value: Array) -> tuple[Array, Residuals]:
+    def plain(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
+        # The logarithms are the blocks' business; both branches must return the same shapes.
+        return plain_attention(query, key, value), jnp.zeros(_logarithms_shape(query), jnp.float32)
+
+    # By the platform that is compiled for, which need not be the one that this process runs on.
+    output, logarithms = jax.lax.platform_dependent(query, key, value, cpu=blockwise_attention, default=plain)
+    return output, (query, key, value, output, logarithms)
+
+
+def _backward(residuals: Residuals, gradient: Array) -> tuple[Array, Array, Array]:
+    def plain(
+        query: Array, key: Array, value: Array, output: Array, logarithms: Array, gradient: Array
+    ) -> tuple[Array, ...]:
+        return jax.vjp(plain_attention, query, key, value)[1](gradient)
+
+    queries, keys, values = jax.lax.platform_dependent(*residuals, gradient, cpu=blockwise_gradient, default=plain)
+    return queries, keys, values
+
+
+long_attention.defvjp(_forward, _backward)
+
+
+def blockwise_attention(
+    query: Float[Array, "b q heads d"], key: Float[Array, "b k heads d"], value: Float[Array, "b k heads d"]
+) -> tuple[Float[Array, "b q heads d"], Float[Array, "heads blocks b block 1"]]:
+    """Attention, one head and one block of queries at a time; the batch stays whole, so that devices can share it.
+
+    Returns:
+        The output, and the logarithm to the base 2 of each query's sum of weights, for `blockwise_gradient`.
+    """
+
+    def head(inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        blocks, keys, values = inputs
+
+        def block(queries: Array) -> tuple[Array, Array]:
+            scores = _scores(queries, keys)
+            largest = scores.max(axis=-1, keepdims=True)
+            weights = jnp.exp2(scores - largest)
+            total = weights.sum(axis=-1, keepdims=True)
+            mixed = jnp.matmul(weights.astype(values.dtype), values, preferred_element_type=jnp.float32) / total
+            return mixed.astype(values.dtype), largest + jnp.log2(total)
+
+        return jax.lax.map(block, blocks)
+
+    output, logarithms = jax.lax.map(head, (_blocks(_scaled(query)), _heads(key), _heads(value)))
+    return _unblock(output), logarithms
+
+
+def blockwise_gradient(
+    query: Float[Array, "b q heads d"],
+    key: Float[Array, "b k heads d"],
+    value: Float[Array, "b k heads d"],
+    output: Float[Array, "b q heads d"],
+    logarithms: Float[Array, "heads blocks b block 1"],
+    gradient: Float[Array, "b q heads d"],
+) -> tuple[Float[Array, "b q heads d"], Float[Array, "b k heads d"], Float[Array, "b k heads d"]]:
+    """Gradients of queries, keys and values from what `blockwise_attention` returned and its output's gradient."""
+    scale = query.shape[-1] ** -0.5
+    # What the softmax's gradient takes off every score of a query.
+    shared = (gradient.astype(jnp.float32) * output.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+
+    def head(inputs: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+        *blocks, keys, values = inputs
+
+        def block(sums: tuple[Array, Array], inputs: list[Array]) -> tuple[tuple[Array, Array], Array]:
+            queries, logs, gradients, shares = inputs
+            weights = jnp.exp2(_scores(queries, keys) - logs)
+            of_weights = jnp.matmul(gradients, values.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+            of_scores = (weights * (of_weights - shares)).astype(queries.dtype)
+            of_queries = jnp.matmul(of_scores, keys, preferred_element_type=jnp.float32) * scale
+            rows = of_scores.swapaxes(-1, -2)
+            # The queries carry the scale, and the base's logarithm, which is taken off again.
+            keys_sum = sums[0] + jnp.matmul(rows, queries, preferred_element_type=jnp.float32) * math.log(2)
+            mixed = weights.astype(gradients.dtype).swapaxes(-1, -2)
+            values_sum = sums[1] + jnp.matmul(mixed, gradients, preferred_element_type=jnp.float32)
+            return (keys_sum, values_sum), of_queries.astype(queries.dtype)
+
+        zeros = jnp.zeros(keys.shape, jnp.float32), jnp.zeros(values.shape, jnp.float32)
+        (of_keys, of_values), of_queries = jax.lax.scan(block, zeros, blocks)
+        return of_queries, of_keys.astype(keys.dtype), of_values.astype(values.dtype)
+
+    inputs = (_blocks(_scaled(query)), logarithms, _blocks(gradient), _blocks(shared), _heads(key), _heads(value))
+    of_queries, of_keys, of_values = jax.lax.map(head, inputs)
+    return _unblock(of_queries), of_keys.transpose(1, 2, 0, 3), of_values.transpose(1, 2, 0, 3)
+
+
+def _scaled(query: Array) -> Array:
+    """Queries whose scores are logarithms to the base 2: CPUs raise 2 to a power faster than e."""
+    return query * jnp.asarray(query.shape[-1] ** -0.5 / math.log(2), query.dtype)
+
+
+def _scores(queries: Float[Array, "b q d"], keys: Float[Array, "b k d"]) -> Float[Array, "b q k"]:
+    return jnp.matmul(queries, keys.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+
+
+def _block_size(length: int) -> int:
+    """The largest divisor of the queries' number that is no larger than BLOCK."""
+    return next(size for size in range(min(BLOCK, length), 0, -1) if length % size == 0)
+
+
+def _logarithms_shape(query: Array) -> tuple[int, int, int, int, int]:
+    batch, length, heads, _ = query.shape
+    size = _block_size(length)
+    return heads, length // size, batch, size, 1
+
+
+def _blocks(x: Float[Array, "b q heads d"]) -> Float[Array, "heads blocks b block d"]:
+    batch, length, heads, width = x.shape
+    size = _block_size(length)
+    return x.reshape(batch, length // size, size, heads, width).transpose(3, 1, 0, 2, 4)
+
+
+def _unblock(x: Float[Array, "heads blocks b block d"]) -> Float[Array, "b q heads d"]:
+    heads, blocks, batch, size, width = x.shape
+    return x.transpose(2, 1, 3, 0, 4).reshape(batch, blocks * size, heads, width)
+
+
+def _heads(x: Float[Array, "b k heads d"]) -> Float[Array, "heads b k d"]:
+    return x.transpose(2, 0, 1, 3)

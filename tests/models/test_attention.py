@@ -1,0 +1,89 @@
+"""Attention for long sequences against the plain one, forward and backward, and how much it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dtc_jax.models import attention as module
+from dtc_jax.models.attention import attention, long_attention, plain_attention
+
+
+def inputs(queries: int, keys: int, dtype: Any = jnp.float32) -> tuple[jax.Array, ...]:
+    random = np.random.default_rng(0)
+    shapes = [(2, queries, 3, 8), (2, keys, 3, 8), (2, keys, 3, 8), (2, queries, 3, 8)]
+    # Large scores: the largest weight of a query is far from the others.
+    return tuple(jnp.asarray(2 * random.normal(size=shape), dtype) for shape in shapes)
+
+
+def reference(query: Any, key: Any, value: Any) -> np.ndarray:
+    """Vaswani et al., equation 1, in float64."""
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    scores = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1])
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), value)
+
+
+@pytest.mark.parametrize("queries, keys", [(24, 24), (24, 10), (7, 33)])
+@pytest.mark.parametrize("block", [8, 512])
+def test_is_its_definition(queries: int, keys: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", block)
+    query, key, value, cotangent = inputs(queries, keys)
+    np.testing.assert_allclose(long_attention(query, key, value), reference(query, key, value), atol=2e-6)
+    np.testing.assert_allclose(plain_attention(query, key, value), reference(query, key, value), atol=2e-6)
+    expected = jax.vjp(plain_attention, query, key, value)[1](cotangent)
+    for found, wanted in zip(jax.vjp(long_attention, query, key, value)[1](cotangent), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def test_half_precision() -> None:
+    query, key, value, cotangent = inputs(24, 24, jnp.bfloat16)
+    output, pullback = jax.vjp(long_attention, query, key, value)
+    assert output.dtype == jnp.bfloat16
+    np.testing.assert_allclose(output.astype(jnp.float32), reference(query, key, value), atol=0.05)
+    exact = jax.vjp(plain_attention, *(x.astype(jnp.float32) for x in (query, key, value)))[1](
+        cotangent.astype(jnp.float32)
+    )
+    for found, wanted in zip(pullback(cotangent), exact, strict=True):
+        assert found.dtype == jnp.bfloat16
+        assert np.abs(found.astype(jnp.float32) - wanted).max() < 0.03 * np.abs(wanted).max()
+
+
+def test_length_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONG_SCORES", 24 * 24)
+
+    def primitives(queries: int, mask: Any = None) -> str:
+        query, key, value, _ = inputs(queries, 24)
+        return str(jax.make_jaxpr(lambda *x: attention(*x, mask))(query, key, value))
+
+    assert "custom_vjp_call" in primitives(24)
+    assert "custom_vjp_call" not in primitives(23)
+    assert "custom_vjp_call" not in primitives(24, jnp.ones((24, 24), bool))
+
+
+def test_no_table_of_all_scores() -> None:
+    """Of 2048 queries and keys the table would have 16 MiB for each of four heads; it is neither kept nor made."""
+
+    def temporaries(function: Callable) -> int:
+        x = jax.ShapeDtypeStruct((1, 2048, 4, 8), jnp.float32)
+        gradient = jax.jit(jax.grad(lambda *x: function(*x).sum(), argnums=(0, 1, 2)))
+        return gradient.lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(plain_attention) > 4 * 2**24
+    assert temporaries(attention) < 2**25
+
+
+def test_other_platforms_take_the_plain_product() -> None:
+    x = jax.ShapeDtypeStruct((1, 2048, 1, 8), jnp.float32)
+    lowered = {
+        platform: jax.jit(attention).trace(x, x, x).lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "tpu", "cuda")
+    }
+    assert "while" in lowered["cpu"] and "2048x2048" not in lowered["cpu"]
+    for platform in ("tpu", "cuda"):
+        assert "while" not in lowered[platform] and "2048x2048" in lowered[platform]
