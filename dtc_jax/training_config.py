@@ -6,7 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from dtc_jax.config_base import STRICT, require
+from dtc_jax.config_base import STRICT, ConfigError, require
+
+ShardingOverrides = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,8 @@ class TrainingConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of the networks' arithmetic; parameters, norms, softmax and losses stay in float32."""
     fsdp_devices: int = 1
-    """How many devices share each copy of the parameters; the batch is split over all devices in any case."""
+    """How many devices share each copy of the parameters; 0 for all devices of a TPU slice or GPU node. The batch is
+    split over all devices in any case."""
     fsdp_min_size: int = 2**16
     """Arrays with fewer elements are kept whole on every device: gathering them costs more than they weigh."""
     log_every: int = 50
@@ -125,8 +128,15 @@ class TrainingConfig:
     profile_steps: int = 5
     """How many steps are profiled."""
 
+    slices: int = 0
+    """Groups of devices with a slow network between them (TPU slices, GPU nodes), which fsdp_devices stays within; 0
+    takes what the devices tell."""
+    sharding_overrides: ShardingOverrides = ()
+    """Pairs of a regular expression and `whole`, `largest` or `axis=N`: how to split the parameters in whose path it is
+    found over fsdp_devices. The first that fits decides; other arrays are split along their largest divisible axis."""
+
     def __post_init__(self) -> None:
-        at_least_one = ("steps", "batch_size", "fsdp_devices", "log_every", "checkpoint_every", "keep_checkpoints")
+        at_least_one = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
         for name in (*at_least_one, "accumulation_steps", "max_nonfinite_steps"):
             require(getattr(self, name) >= 1, f"training.{name} = {getattr(self, name)} must be at least 1")
         for name in ("evaluate_count", "profile_steps"):
@@ -139,6 +149,10 @@ class TrainingConfig:
             f"training.keep_best = {self.keep_best} compares evaluated checkpoints: of training.evaluate_every = "
             f"{evaluated} and training.checkpoint_every = {saved}, one must be a multiple of the other",
         )
+        require(self.fsdp_devices >= 0, f"training.fsdp_devices = {self.fsdp_devices} must be 0 (a slice) or more")
+        require(self.slices >= 0, f"training.slices = {self.slices} must be 0 (what the devices tell) or more")
+        for pattern, rule in self.sharding_overrides:
+            _check_override(pattern, rule)
         require(self.sample_every >= 0, f"training.sample_every = {self.sample_every} must be 0 (none) or more")
         require(
             self.sample_count >= 1 or self.sample_every == 0,
@@ -149,3 +163,14 @@ class TrainingConfig:
             f"training.batch_size = {self.batch_size} is not divisible by training.accumulation_steps = "
             f"{self.accumulation_steps}",
         )
+
+
+def _check_override(pattern: str, rule: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"training.sharding_overrides: {pattern!r} is not a regular expression: {error}") from None
+    require(
+        re.fullmatch(r"whole|largest|axis=-?\d+", rule) is not None,
+        f"training.sharding_overrides: {rule!r} for {pattern!r} must be whole, largest or axis=N",
+    )

@@ -8,7 +8,8 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,8 @@ import tyro
 
 from dtc_jax.arguments import UsageError, parse_arguments
 from dtc_jax.config import ConfigError, ExperimentConfig
+from dtc_jax.training.cluster import ClusterOptions, connect, launched, leave
+from dtc_jax.training.shared_folder import check_local_path, check_shared_folder
 from dtc_jax.training.step import NonFiniteError
 from dtc_jax.training.stopping import Stopped
 from dtc_jax.weights.model_folder import ModelFolderError
@@ -36,12 +39,8 @@ class Arguments:
     cpu_devices: int | None = None
     """Virtual devices where training runs on CPUs; by default as many as cores that divide the batch (one thread each
     is several times as fast as one device with many threads). Without meaning on GPUs and TPUs."""
-    coordinator: str | None = None
-    """HOST:PORT of process 0, where several processes train together and the cluster does not tell them."""
-    num_processes: int | None = None
-    """How many processes train together; goes with --coordinator."""
-    process_id: int | None = None
-    """Which of them this is, from 0; goes with --coordinator."""
+    cluster: Annotated[ClusterOptions, tyro.conf.arg(name="")] = ClusterOptions()
+    """How this process joins the others."""
     config: Annotated[ExperimentConfig, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
     """The experiment, field by field."""
 
@@ -91,32 +90,72 @@ def main(argv: Sequence[str], config_dir: Path) -> int:
             arguments.config.training.batch_size,
             *(read_config(configs[stage])[0].training.batch_size for stage in missing_stages(arguments, configs)),
         ]
+        check_local_path(arguments.run_dir)
+        processes = launched(os.environ)
+        count = arguments.cluster.num_processes or (processes and processes.count) or 1
         # Every stage's batch must split over the devices of all processes.
-        use_cpu_cores(arguments.cpu_devices, math.gcd(*batch_sizes) // (arguments.num_processes or 1))
-        connect(arguments)
+        local_count = (processes and processes.local_count) or 1
+        use_cpu_cores(arguments.cpu_devices, math.gcd(*batch_sizes) // count, local_count)
+        connect(arguments.cluster, os.environ)
+        check_shared_folder(arguments.run_dir)
         run_with_prerequisites(arguments, configs)
     except (UsageError, ConfigError, ModelFolderError, OSError) as error:
-        print(f"train.py: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+        return failed(str(error).splitlines()[0], 2)
     except Stopped as stopped:
+        # All processes stop together.
         print(f"train.py: {stopped}; the same command goes on from there", file=sys.stderr)
         return stopped.exit_code
     except NonFiniteError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 1
+        return failed(str(error), 1)
     except KeyboardInterrupt:
-        print("train.py: interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
-        return 130
+        return failed("interrupted; the same command resumes from the newest checkpoint", 130)
+    except jax.errors.JaxRuntimeError as error:
+        reason = runtime_failure(str(error), jax.process_count())
+        if reason is None:
+            raise
+        return failed(reason, 1)
+    except Exception:
+        if jax.distributed.is_initialized():
+            traceback.print_exc()
+            leave(1)
+        raise
     return 0
 
 
-def use_cpu_cores(requested: int | None, batch_size: int) -> None:
+def failed(reason: str, code: int) -> int:
+    """Say why in one line. One of several processes ends here: its normal exit would wait for the others."""
+    print(f"train.py: {reason}", file=sys.stderr)
+    if jax.distributed.is_initialized():
+        leave(code)
+    return code
+
+
+def runtime_failure(message: str, processes: int) -> str | None:
+    """What to do about an error of JAX's runtime, in one line; None for those that are a fault of the code."""
+    first = message.strip().splitlines()[0] if message.strip() else "unknown"
+    if "RESOURCE_EXHAUSTED" in message:
+        return (
+            f"out of device memory ({first}): lower training.batch_size, or split the parameters over more devices "
+            "with training.fsdp_devices"
+        )
+    if processes > 1:
+        return f"stopped, since another process ended or the network failed ({first}); its log says why"
+    return None
+
+
+def use_cpu_cores(requested: int | None, batch_size: int, processes: int = 1) -> None:
     """Split the CPU into virtual devices, before JAX starts; what the environment says stands.
+
+    Args:
+        requested: How many; None for as many as this process's cores that divide the batch.
+        batch_size: Samples that this process takes.
+        processes: How many processes share the machine.
 
     Raises:
         ConfigError: fewer than one device requested.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // processes)
     if requested is not None:
         if requested < 1:
             raise ConfigError(f"--cpu-devices must be at least 1, not {requested}")
@@ -132,34 +171,6 @@ def use_cpu_cores(requested: int | None, batch_size: int) -> None:
 def cpu_devices() -> int:
     """What JAX's setting says; -1 if nothing has set it."""
     return jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
-
-
-def connect(arguments: Arguments) -> None:
-    """Join the other processes: those that the command line names, or those of the cluster that started this one.
-
-    Raises:
-        ConfigError: only some of the flags are given, or the others cannot be reached.
-    """
-    given = (arguments.coordinator, arguments.num_processes, arguments.process_id)
-    if all(value is None for value in given):
-        if in_cluster(os.environ):
-            # JAX reads address and numbers from the same variables.
-            jax.distributed.initialize()
-        return
-    if any(value is None for value in given):
-        raise ConfigError("--coordinator, --num-processes and --process-id go together")
-    jax.distributed.initialize(arguments.coordinator, arguments.num_processes, arguments.process_id)
-
-
-def in_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether SLURM, Open MPI, a Cloud TPU pod or an indexed Kubernetes job started several of these processes."""
-    counts = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-    if any(environment.get(name, "1").isdigit() and int(environment.get(name, "1")) > 1 for name in counts):
-        # salloc sets SLURM_NTASKS for a shell too; only srun numbers the processes.
-        return "SLURM_PROCID" in environment or "OMPI_COMM_WORLD_RANK" in environment
-    if "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
-        return True
-    return "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
 
 
 def missing_stages(arguments: Arguments, configs: dict[str, Path]) -> list[str]:

@@ -27,7 +27,7 @@ from dtc_jax.training.progress import Progress
 from dtc_jax.training.provenance import append_provenance
 from dtc_jax.training.rolling import make_evaluation
 from dtc_jax.training.run_directory import prepare_run_dir
-from dtc_jax.training.sharding import make_mesh
+from dtc_jax.training.sharding import check_batch, make_mesh
 from dtc_jax.training.source import make_source
 from dtc_jax.training.step import TrainState, check_finite
 from dtc_jax.training.stopping import Stopped, StopRequest
@@ -62,7 +62,8 @@ def train(
     """
     main_process = jax.process_index() == 0
     prepare_run_dir(config, run_dir, write=main_process)
-    mesh = make_mesh(config.training.fsdp_devices, devices)
+    mesh = make_mesh(config.training.fsdp_devices, devices, config.training.slices)
+    check_batch(config.training, mesh)
     source = make_source(config, mesh)
     key = jax.random.key(config.training.seed)
 
@@ -71,6 +72,8 @@ def train(
     resumed = latest is not None
     params = flatten_params(initial_params(config, jax.random.fold_in(key, 0), init_from, resumed))
     trainable, frozen = split_trainable(params, config.training.trainable)
+    # The split ones are the only ones left: `place` lets each host array go.
+    del params
     if latest is not None:
         frozen = stored_frozen(run_dir, frozen)
     train_step, state, frozen = place(config, mesh, trainable, frozen)
@@ -84,7 +87,6 @@ def train(
         jax.devices()[0].platform,
         dict(mesh.shape),
     )
-    del trainable, params
 
     if frozen and latest is None:
         whole = to_host(frozen, mesh)

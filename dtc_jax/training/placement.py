@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import jax
@@ -13,31 +14,36 @@ from dtc_jax.config import ExperimentConfig
 from dtc_jax.training.objective import make_objective
 from dtc_jax.training.optimizer import make_optimizer
 from dtc_jax.training.params import FlatParams, cast_frozen
-from dtc_jax.training.sharding import batch_sharding, replicated, tree_sharding
+from dtc_jax.training.sharding import batch_sharding, bytes_per_device, readable_bytes, replicated, tree_sharding
 from dtc_jax.training.step import TrainState, TrainStep, init_state, make_train_step
 from dtc_jax.weights.model_folder import flatten_params, is_model_folder, load_model_folder, unflatten_params
+
+logger = logging.getLogger("dtc_jax.train")
 
 
 def place(
     config: ExperimentConfig, mesh: Mesh, trainable: FlatParams, frozen: FlatParams
 ) -> tuple[TrainStep, TrainState, FlatParams]:
-    """Put state and frozen parameters on the mesh and compile-wrap the step; the state is donated."""
+    """Put state and frozen parameters on the mesh and compile-wrap the step; the state is donated.
+
+    Both dicts are emptied: a host array is let go as soon as it is on the devices, so that no more than the largest is
+    in memory twice.
+    """
     optimizer = make_optimizer(config.optimizer, config.training.steps)
-    average = config.ema.enabled
+    average, dtype = config.ema.enabled, config.training.frozen_dtype
     shapes = jax.eval_shape(lambda: init_state(trainable, optimizer, average))
-    min_size = config.training.fsdp_min_size
-    state_sharding = tree_sharding(mesh, shapes, min_size)
-    # Each process holds the same host arrays and fills its own shards.
-    values = {path: put(leaf, state_sharding.params[path]) for path, leaf in trainable.items()}
+    min_size, overrides = config.training.fsdp_min_size, config.training.sharding_overrides
+    state_sharding = tree_sharding(mesh, shapes, min_size, overrides)
+    frozen_sharding = tree_sharding(mesh, frozen, min_size, overrides)
+    # Each process has the same host arrays and fills its own shards.
+    values = put_each(trainable, state_sharding.params)
+    frozen = put_each({path: cast_frozen(frozen.pop(path), dtype) for path in list(frozen)}, frozen_sharding)
     # The values are the parameters, not a copy: the largest models have no room for both.
     start = jax.jit(
         lambda values: init_state(values, optimizer, average), out_shardings=state_sharding, donate_argnums=0
     )
     state = start(values)
-    del values
-    frozen_sharding = tree_sharding(mesh, frozen, min_size)
-    dtype = config.training.frozen_dtype
-    frozen = {path: put(cast_frozen(leaf, dtype), frozen_sharding[path]) for path, leaf in frozen.items()}
+    log_memory(state, frozen)
     step = jax.jit(
         make_train_step(config, make_objective(config), optimizer),
         in_shardings=(state_sharding, frozen_sharding, batch_sharding(mesh), replicated(mesh)),
@@ -45,6 +51,25 @@ def place(
         donate_argnums=0,
     )
     return step, state, frozen
+
+
+def log_memory(state: TrainState, frozen: FlatParams) -> None:
+    """Say what one device holds before the first step."""
+    held = {"parameters": state.params, "average": state.ema, "optimizer": state.opt_state, "frozen": frozen}
+    sizes = {name: bytes_per_device(tree) for name, tree in held.items()}
+    logger.info(
+        "each device holds %s of state: %s",
+        readable_bytes(sum(sizes.values())),
+        ", ".join(f"{name} {readable_bytes(size)}" for name, size in sizes.items()),
+    )
+
+
+def put_each(flat: FlatParams, shardings: FlatParams) -> FlatParams:
+    """Host arrays onto the mesh one by one, each taken out of `flat` when it is there."""
+    placed = {}
+    for path in list(flat):
+        placed[path] = put(flat.pop(path), shardings[path])
+    return placed
 
 
 def put(tree: PyTree, sharding: Sharding) -> PyTree:

@@ -14,7 +14,7 @@ import pytest
 
 from dtc_jax import presets
 from dtc_jax.config import ExperimentConfig, config_to_json
-from dtc_jax.training.command import Arguments, find_configs, in_cluster, main, missing_stages
+from dtc_jax.training.command import Arguments, find_configs, main, missing_stages
 from dtc_jax.weights.model_folder import save_model_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,24 +184,6 @@ def test_more_threads_than_devices() -> None:
     done = _run(THREADS)
     devices, threads = map(int, done.stdout.split())
     assert devices == 6 and threads >= 24, done.stderr
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, False),
-        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, True),
-        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
-        ({"SLURM_NTASKS": "2"}, False),
-        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
-        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
-        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
-    ],
-)
-def test_clusters_are_known_by_their_variables(environment: dict[str, str], expected: bool) -> None:
-    assert in_cluster(environment) is expected
 
 
 def test_prerequisites_are_trained_once_and_only_where_nothing_is_given(tmp_path: Path) -> None:

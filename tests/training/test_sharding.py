@@ -42,7 +42,7 @@ def test_mesh() -> None:
     assert make_mesh(1, jax.devices()[2:3]).devices.item() == jax.devices()[2]
 
 
-@pytest.mark.parametrize("fsdp", [3, 0, 16])
+@pytest.mark.parametrize("fsdp", [3, -1, 16])
 def test_mesh_that_does_not_divide(fsdp: int) -> None:
     with pytest.raises(ConfigError, match=rf"training.fsdp_devices = {fsdp} must divide the number of devices, 8"):
         make_mesh(fsdp, jax.devices()[:8])
