@@ -2,22 +2,66 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from dtc_jax.config_base import STRICT
+from dtc_jax.config_base import STRICT, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the training samples come from."""
+    """Where the training samples come from, and how a record becomes one."""
 
     __pydantic_config__ = STRICT
 
-    kind: Literal["procedural"] = "procedural"
-    """`procedural`: the generated virtual try-all world (no files)."""
+    kind: Literal["procedural", "records"] = "procedural"
+    """`procedural`: the generated virtual try-all world (no files); `records`: a data set that
+    `python -m dtc_jax.data.build` prepared."""
     seed: int = 0
-    """Seed of the data set."""
+    """Seed of the data set: of the generated world, or of the order of the records and their augmentation."""
+    path: str | None = None
+    """Folder of the prepared data set, local or on a bucket (gs://, s3://). This and what follows: `records` alone."""
+    split: str = "train"
+    """Split to train on."""
+    evaluation_split: str = "test"
+    """Split that sample grids and evaluation while training draw from."""
+    box_probability: float = 0.5
+    """Share of samples whose mask is the fine mask's bounding box (paper 5.1: half)."""
+    flip_probability: float = 0.5
+    """Share of samples that are mirrored: scene, mask and reference together. Mirroring one alone would teach the model
+    to mirror text."""
+    rotation_degrees: float = 10.0
+    """References are turned by a uniform angle of at most this to either side, on white; 0 leaves them."""
+    workers: int = 0
+    """Processes that prepare samples; 0 prepares them in threads of the training process, which serves a few cores."""
+    threads: int = 8
+    """Threads that prepare samples: in each worker, or in the training process without workers."""
+    prefetch: int = 2
+    """Batches that are on the devices ahead of the step that is running."""
+    max_broken: float = 0.01
+    """Broken records are replaced and named in RUN/broken_records.jsonl; past this share of samples the run stops."""
     cached: tuple[Literal["tokens", "latents"], ...] = ()
     """What the batches bring with them, computed before: the reference encoder's `tokens`, and the autoencoder's
     `latents`. The networks that would compute it are not run, and where nothing else needs them not loaded."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.kind != "records" or bool(self.path),
+            "data.kind = records needs data.path, the folder of a prepared data set (see python -m dtc_jax.data.build)",
+        )
+        require(0 <= self.seed < 2**32, f"data.seed = {self.seed} must be in [0, 2**32)")
+        for name in ("box_probability", "flip_probability", "max_broken"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"data.{name} = {value} must be between 0 and 1")
+        degrees = self.rotation_degrees
+        require(0 <= degrees <= 45, f"data.rotation_degrees = {degrees} must be between 0 and 45")
+        require(self.workers >= 0, f"data.workers = {self.workers} must be 0 (threads) or more")
+        require(self.threads >= 1, f"data.threads = {self.threads} must be at least 1")
+        require(self.prefetch >= 1, f"data.prefetch = {self.prefetch} must be at least 1")
+
+    def draws_same_as(self, other: DataConfig) -> bool:
+        """Whether the same data set gives the same training samples: where it lies and how it is read do not matter."""
+        how = ("path", "evaluation_split", "workers", "threads", "prefetch", "max_broken")
+        names = [field.name for field in dataclasses.fields(self) if field.name not in how]
+        return all(getattr(self, name) == getattr(other, name) for name in names)

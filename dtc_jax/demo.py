@@ -23,17 +23,17 @@ from tqdm import tqdm
 import dtc_jax
 from dtc_jax.arguments import UsageError, parse_arguments
 from dtc_jax.config import ConfigError
+from dtc_jax.data.images import InputError, read_scene, write_image
+from dtc_jax.data.manifest import Case, read_manifest
+from dtc_jax.data.sheets import contact_sheet
 from dtc_jax.evaluation.cases import NUM_DISTRACTORS
 from dtc_jax.evaluation.examples import MANIFEST_FILE, example_cases, write_examples
 from dtc_jax.evaluation.fidelity import HIDDEN_TRUTH, describe_device, score_results
 from dtc_jax.evaluation.generators import describe_settings
 from dtc_jax.evaluation.report import Scores, markdown_table, summarize, write_json
-from dtc_jax.inference.images import InputError, read_scene, write_image
-from dtc_jax.inference.manifest import Case, read_manifest
 from dtc_jax.inference.pipeline import Pipeline
 from dtc_jax.inference.prepare import Prepared
 from dtc_jax.inference.runtime import enable_compilation_cache
-from dtc_jax.inference.sheets import contact_sheet
 from dtc_jax.weights.model_folder import ModelFolderError, shipped_model_folder
 
 EXAMPLES_FOLDER = Path(dtc_jax.__file__).parent.parent / "examples" / "demo"

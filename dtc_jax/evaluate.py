@@ -19,14 +19,14 @@ import tyro
 
 from dtc_jax.arguments import UsageError, parse_arguments
 from dtc_jax.config import ConfigError, ExperimentConfig
+from dtc_jax.data.images import InputError, check_output, write_image
+from dtc_jax.data.sheets import contact_sheet
 from dtc_jax.evaluation.cases import MAX_CASES, MAX_SEED, NUM_DISTRACTORS, Cases
 from dtc_jax.evaluation.fidelity import BASELINES, evaluate_fidelity, hide_truth
 from dtc_jax.evaluation.generators import describe_settings, pipeline_generator
 from dtc_jax.evaluation.report import check_json_output, markdown_table, write_json
-from dtc_jax.inference.images import InputError, check_output, write_image
 from dtc_jax.inference.pipeline import Pipeline
 from dtc_jax.inference.runtime import enable_compilation_cache
-from dtc_jax.inference.sheets import contact_sheet
 from dtc_jax.weights.model_folder import ModelFolderError
 
 _FROM_CHECKPOINT = "(default: the checkpoint's)"

@@ -12,12 +12,12 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from dtc_jax import demo
+from dtc_jax.data.images import InputError, read_mask, read_scene
+from dtc_jax.data.manifest import Case, read_manifest
+from dtc_jax.data.window import Window, crop_window
 from dtc_jax.evaluation.examples import choose_examples, example_cases
 from dtc_jax.evaluation.fidelity import GREY
-from dtc_jax.inference.images import InputError, read_mask, read_scene
-from dtc_jax.inference.manifest import Case, read_manifest
 from dtc_jax.inference.pipeline import Pipeline
-from dtc_jax.inference.window import Window, crop_window
 from tests.evaluation.models import save_test_model
 
 

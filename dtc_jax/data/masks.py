@@ -41,6 +41,9 @@ def largest_rectangle(mask: Shaped[np.ndarray, "h w"]) -> Box:
         raise ValueError(f"a mask must be two-dimensional [height, width], got shape {inside.shape}")
     if not inside.any():
         raise ValueError(f"the mask is empty: none of its {inside.size} pixels is inside, so there is nothing to fill")
+    # Nothing outside the bounding box matters, and the mask is often a small part of its image.
+    top, first, bottom, last = bounding_box(inside)
+    inside = inside[top:bottom, first:last]
     rows, columns = inside.shape
     row_index = np.arange(rows, dtype=np.int32)[:, None]
     column_index = np.arange(columns, dtype=np.int32)[None, :]
@@ -58,7 +61,8 @@ def largest_rectangle(mask: Shaped[np.ndarray, "h w"]) -> Box:
 
     area = np.where(inside, height * (right - left), 0)
     i, j = np.unravel_index(int(np.argmax(area)), area.shape)
-    return int(i + 1 - height[i, j]), int(left[i, j]), int(i + 1), int(right[i, j])
+    y0, x0, y1, x1 = int(i + 1 - height[i, j]), int(left[i, j]), int(i + 1), int(right[i, j])
+    return top + y0, first + x0, top + y1, first + x1
 
 
 def largest_rectangle_jax(mask: Shaped[Array, "h w"]) -> Int[Array, "4"]:

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt32
 
+from dtc_jax.data.images import InputError, read_scene, write_image
+from dtc_jax.data.manifest import Case, read_manifest
 from dtc_jax.data.procedural.scene import MASK_KINDS
 from dtc_jax.data.procedural.silhouettes import NAMES
 from dtc_jax.evaluation.cases import Cases, case_product, case_scene, make_cases
 from dtc_jax.evaluation.fidelity import hide_truth
-from dtc_jax.inference.images import InputError, read_scene, write_image
-from dtc_jax.inference.manifest import Case, read_manifest
 
 EXAMPLES_SEED = 2047
 """Seed of the committed examples' cases: none of them is among an evaluation's with another seed."""

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from dtc_jax.data.images import InputError
 from dtc_jax.evaluation.metrics import bootstrap_interval
-from dtc_jax.inference.images import InputError
 
 MASK_KINDS = ("all", "fine", "box")
 """Which products a figure is over: all, those with a fine mask, those with a box mask."""

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from dtc_jax.config import DiffusionConfig, ExperimentConfig, ModelConfig
+from dtc_jax.data.images import InputError
 from dtc_jax.diffusion import (
     DDIM,
     NoiseSchedule,
@@ -23,7 +24,6 @@ from dtc_jax.diffusion import (
     sample,
     sampling_timesteps,
 )
-from dtc_jax.inference.images import InputError
 from dtc_jax.models.denoiser import denoiser
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.models.inputs import latent_mask, masked_scene, normalize_batch

@@ -6,30 +6,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 
 from dtc_jax.config import ModelConfig
-from dtc_jax.data.hints import OPAQUE_TOLERANCE, stitch, trim_bounds
-from dtc_jax.inference.backdrop import whiten_backdrop
-from dtc_jax.inference.images import (
+from dtc_jax.data.hints import stitch
+from dtc_jax.data.images import (
     ImageLike,
     InputError,
-    on_white,
     read_box,
     read_mask,
     read_reference,
     read_scene,
 )
-from dtc_jax.inference.window import DEFAULT_CONTEXT, Window, crop_window, extract, extract_mask, put_back
-
-LEAST_FILL = 0.7
-"""A product whose larger side is less than this share of its white picture is brought closer."""
-
-FILL = 0.85
-"""The share it gets then: the middle of what it has in the training references (0.75 to 0.95)."""
+from dtc_jax.data.references import clean_reference, frame_reference
+from dtc_jax.data.window import DEFAULT_CONTEXT, Window, crop_window, extract, extract_mask, put_back
 
 
 @dataclass(frozen=True)
@@ -108,9 +99,8 @@ def prepare(
         ValueError: an empty mask or a negative context.
     """
     size = config.image_size
-    cut_out = reference.shape[-1] == 4 and bool((reference[..., 3] < OPAQUE_TOLERANCE).any())
-    if not (keep_backdrop or cut_out):
-        reference = whiten_backdrop(on_white(reference))
+    if not keep_backdrop:
+        reference = clean_reference(reference)
     window = crop_window(mask, context)
     small_mask = extract_mask(mask, window, size)
     batch = {
@@ -120,38 +110,3 @@ def prepare(
         "hint": stitch(reference, small_mask, (size, size), config.hint.fit, config.hint.trim, config.hint.region),
     }
     return Prepared(batch, scene, mask, window)
-
-
-def frame_reference(
-    reference: UInt8[np.ndarray, "h w c"], size: int, trim: bool = True
-) -> UInt8[np.ndarray, "size size 3"]:
-    """The reference as the encoder's square: padded with white (a centre crop would cut products), then resized.
-
-    Args:
-        reference: RGB, or RGBA, which is composited on white.
-        size: side of the result.
-        trim: where a product on white fills little of its picture, cut some of the white off. A photo with no white
-            margin is taken whole.
-    """
-    y0, x0, y1, x1 = trim_bounds(reference) if trim else (0, 0, *reference.shape[:2])
-    image = on_white(reference)
-    height, width = image.shape[:2]
-    product, side = max(y1 - y0, x1 - x0), max(height, width)
-    center_y, center_x = height / 2, width / 2
-    if product < LEAST_FILL * side:
-        side, center_y, center_x = math.ceil(product / FILL), (y0 + y1) / 2, (x0 + x1) / 2
-    top, left = round(center_y - side / 2), round(center_x - side / 2)
-    inner = image[max(top, 0) : top + side, max(left, 0) : left + side]
-    before_y, before_x = max(-top, 0), max(-left, 0)
-    square = cv2.copyMakeBorder(
-        inner,
-        before_y,
-        side - before_y - inner.shape[0],
-        before_x,
-        side - before_x - inner.shape[1],
-        cv2.BORDER_CONSTANT,
-        value=(255, 255, 255),
-    )
-    if side == size:
-        return square
-    return np.array(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))

@@ -199,7 +199,9 @@ def run_with_prerequisites(arguments: Arguments, configs: dict[str, Path]) -> No
     quiet_orbax()
     config, run_dir = arguments.config, arguments.run_dir
     for name in missing_stages(arguments, configs):
-        earlier = dataclasses.replace(read_config(configs[name])[0], model=config.model, data=config.data)
-        train(earlier, run_dir / "prerequisites" / name)
+        earlier = read_config(configs[name])[0]
+        # Only the generated world has the labels that the VGG learns from.
+        data = dataclasses.replace(earlier.data, seed=config.data.seed) if earlier.stage == "vgg" else config.data
+        train(dataclasses.replace(earlier, model=config.model, data=data), run_dir / "prerequisites" / name)
     trained = (run_dir / "prerequisites" / name / "model" for name in config.prerequisites)
     train(config, run_dir, arguments.init_from or [folder for folder in trained if folder.is_dir()])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,41 +13,19 @@ from jaxtyping import Array, PyTree
 from PIL import Image
 
 from dtc_jax.config import ExperimentConfig
-from dtc_jax.data.procedural import sample_batch
+from dtc_jax.data.sheets import contact_sheet
 from dtc_jax.inference.generate import generate, image_keys, sampler_settings
-from dtc_jax.inference.sheets import contact_sheet
 from dtc_jax.training.files import written_beside
 from dtc_jax.training.sharding import replicated
+from dtc_jax.training.source import evaluation_batch
 
 COLUMNS = ("scene", "mask", "reference", "hint", "result", "truth")
-
-
-def evaluation_batch(config: ExperimentConfig, count: int) -> dict[str, Any]:
-    """The first `count` held-out samples of the data set, on the host; see `dtc_jax.data.procedural.sample_batch`."""
-
-    # One compiled function: every operation by itself would compile for minutes.
-    @jax.jit
-    def draw() -> dict[str, Any]:
-        return sample_batch(
-            config.data.seed,
-            0,
-            count,
-            size=config.model.image_size,
-            reference_size=config.model.reference_encoder.image_size,
-            held_out=True,
-            fit=config.model.hint.fit,
-            trim=config.model.hint.trim,
-            region=config.model.hint.region,
-        )
-
-    return jax.device_get(draw())
 
 
 @lru_cache(maxsize=1)
 def grid_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
     """What a grid shows, drawn once."""
-    batch = evaluation_batch(config, config.training.sample_count)
-    return {name: batch[name] for name in ("scene", "mask", "reference", "hint")}
+    return evaluation_batch(config, config.training.sample_count)
 
 
 @lru_cache(maxsize=1)

@@ -6,18 +6,17 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from dtc_jax.config import AutoencoderTinyConfig, ConfigError, ExperimentConfig, PatchAutoencoderConfig
-from dtc_jax.data.procedural import sample_batch
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.models.hint import replicate_encoder
 from dtc_jax.models.initialize import initialize
 from dtc_jax.models.inputs import normalize_image
 from dtc_jax.models.patch_autoencoder import principal_components
 from dtc_jax.training.classifier import init_heads
+from dtc_jax.training.source import training_scenes
 from dtc_jax.weights.model_folder import check_params, unflatten_params
 from dtc_jax.weights.run_folder import load_checkpoint
 from dtc_jax.weights.starting_parts import is_taesd, taesd
@@ -144,8 +143,5 @@ def check_mask_channel(folder: Path, stored: str, wanted: str) -> None:
 
 def patch_components(config: ExperimentConfig, count: int = 256) -> PyTree:
     """The patch autoencoder's linear maps, from the first training scenes."""
-    batch = jax.jit(
-        lambda: sample_batch(config.data.seed, 0, count, config.model.image_size, config.model.image_size)["scene"]
-    )()
     assert isinstance(config.model.vae, PatchAutoencoderConfig)
-    return principal_components(np.asarray(normalize_image(batch)), config.model.vae)
+    return principal_components(np.asarray(normalize_image(training_scenes(config, count))), config.model.vae)

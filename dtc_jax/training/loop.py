@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from dtc_jax.config import ExperimentConfig
+from dtc_jax.training.broken_records import BrokenLog
 from dtc_jax.training.checkpoints import Checkpoints, abstract_state
 from dtc_jax.training.flops import train_flops_per_image
 from dtc_jax.training.grids import write_sample_grid
@@ -61,10 +62,11 @@ def train(
         OSError: another file of the run could not be written.
     """
     main_process = jax.process_index() == 0
-    prepare_run_dir(config, run_dir, write=main_process)
     mesh = make_mesh(config.training.fsdp_devices, devices, config.training.slices)
     check_batch(config.training, mesh)
-    source = make_source(config, mesh)
+    source = make_source(config, mesh, BrokenLog(run_dir))
+    # Once it is known that there is something to train on: what is written here a later start must agree with.
+    prepare_run_dir(config, run_dir, write=main_process)
     key = jax.random.key(config.training.seed)
 
     checkpoints = open_checkpoints(config, run_dir)
@@ -97,6 +99,7 @@ def train(
         stop = closing.enter_context(StopRequest())
         # Whatever happens: an interrupted run finishes the checkpoint that it is writing.
         closing.callback(checkpoints.close)
+        closing.callback(source.close)
         if latest is not None:
             state, start = resume(checkpoints, state, config)
             logger.info("resumed from step %d", start)

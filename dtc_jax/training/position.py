@@ -7,14 +7,24 @@ in which order, so that a run is not resumed on other data unnoticed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from dtc_jax.config import ConfigError, ExperimentConfig
+from dtc_jax.training.run_directory import describe_data_set
 
 
+@cache
 def data_identity(config: ExperimentConfig) -> dict[str, Any]:
-    """What decides which sample has which index."""
-    return {"kind": config.data.kind, "seed": config.data.seed}
+    """What decides which sample has which index.
+
+    Raises:
+        ConfigError: there is no data set where `data.path` says.
+    """
+    identity: dict[str, Any] = {"kind": config.data.kind, "seed": config.data.seed}
+    if config.data.kind == "records":
+        identity |= {"split": config.data.split, **describe_data_set(config)}
+    return identity
 
 
 def data_position(config: ExperimentConfig, step: int) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from jaxtyping import Array, Float, PyTree
 from dtc_jax.config import ConfigError, ExperimentConfig
 from dtc_jax.evaluation.metrics import masked_psnr, masked_ssim, paste_back
 from dtc_jax.inference.generate import generate, sampler_settings
-from dtc_jax.training.grids import evaluation_batch
 from dtc_jax.training.objective import Batch, make_objective
 from dtc_jax.training.params import FlatParams
 from dtc_jax.training.placement import put
 from dtc_jax.training.sharding import batch_sharding, replicated
+from dtc_jax.training.source import evaluation_batch
 from dtc_jax.weights.model_folder import unflatten_params
 
 Evaluate = Callable[[FlatParams, FlatParams], dict[str, float]]
@@ -36,9 +36,14 @@ def make_evaluation(config: ExperimentConfig, mesh: Mesh) -> Evaluate:
     mask, of samples with the configuration's own solver and guidance.
 
     Raises:
-        ConfigError: `training.best_metric` is not among the stage's figures.
+        ConfigError: `training.best_metric` is not among the stage's figures, or networks are left out that it needs.
     """
     training = config.training
+    if config.data.cached:
+        raise ConfigError(
+            f"training.evaluate_every = {training.evaluate_every} needs the networks that data.cached leaves out; "
+            "set it to 0"
+        )
     if training.keep_best and training.best_metric not in metrics_of(config):
         raise ConfigError(
             f"training.best_metric = {training.best_metric} is no figure of the {config.stage} stage; "
@@ -83,5 +88,5 @@ def held_out_batches(config: ExperimentConfig) -> list[PyTree]:
     """Held-out samples as batches of the training's size, on the host."""
     size = config.training.batch_size
     count = -(-config.training.evaluate_count // size)
-    samples = evaluation_batch(config, count * size)
+    samples = {**evaluation_batch(config, count * size), "index": np.arange(count * size, dtype=np.uint32)}
     return [jax.tree.map(lambda leaf: leaf[i * size : (i + 1) * size], samples) for i in range(count)]  # noqa: B023

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from dtc_jax.config import ConfigError, ExperimentConfig, config_to_json, load_config
+from dtc_jax.data.records import find_data_set
 from dtc_jax.training.files import write_text
-from dtc_jax.training.position import data_identity
 
 
 def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> None:
@@ -18,13 +20,13 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> Non
     path = run_dir / "config.json"
     if path.exists():
         earlier = load_config(path)
+        if not earlier.data.draws_same_as(config.data):
+            raise ConfigError(f"{run_dir}: was started with another `data`; use another --run-dir, or --init-from it")
         for part in ("stage", "model", "diffusion"):
             if getattr(earlier, part) != getattr(config, part):
                 raise ConfigError(
                     f"{run_dir}: was started with another `{part}`; use another --run-dir, or --init-from it"
                 )
-        if data_identity(earlier) != data_identity(config):
-            raise ConfigError(f"{run_dir}: was started with other `data`; use another --run-dir, or --init-from it")
         # These decide which numbers each step draws, or what the checkpoint holds.
         for name in ("seed", "batch_size", "trainable"):
             before, now = getattr(earlier.training, name), getattr(config.training, name)
@@ -37,9 +39,41 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> Non
                 f"{run_dir}: was started with ema.enabled = {earlier.ema.enabled}, not {config.ema.enabled}; "
                 "use another --run-dir"
             )
+    described = describe_data_set(config)
+    data_path = run_dir / "data_set.json"
+    if (
+        path.exists()
+        and described
+        and data_path.exists()
+        and (before := json.loads(data_path.read_text())) != described
+    ):
+        raise ConfigError(
+            f"{config.data.path}: holds {_in_words(described)}, {run_dir} was started with {_in_words(before)}; "
+            "give data.path that one, or use another --run-dir"
+        )
     if write:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             write_text(path, config_to_json(config))
+            if described:
+                write_text(data_path, json.dumps(described, indent=2) + "\n")
         except OSError as error:
             raise ConfigError(f"{run_dir}: cannot be written ({error.strerror}); use another --run-dir") from None
+
+
+def describe_data_set(config: ExperimentConfig) -> dict[str, Any]:
+    """What a prepared data set is, wherever it lies: a run may go on where it has been copied to. Empty without one.
+
+    Raises:
+        ConfigError: there is none at `data.path`.
+    """
+    if config.data.kind != "records" or config.data.path is None:
+        return {}
+    found = find_data_set(config.data.path)
+    count = found.splits.get(config.data.split, 0)
+    return {"name": found.name, "version": found.version, "size": found.size, "records": count}
+
+
+def _in_words(described: dict[str, Any]) -> str:
+    name, version, size, records = described.values()
+    return f"{name} {version} ({records} records of {size} pixels)"

@@ -5,53 +5,138 @@ A `BatchSource` returns the global batch of a step as arrays sharded over the me
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PyTree, UInt8
 
 from dtc_jax.config import ConfigError, ExperimentConfig
+from dtc_jax.data.pipeline import RecordReader, evaluation_records, stack
 from dtc_jax.data.procedural import sample_batch
+from dtc_jax.training.broken_records import OnBroken, log_broken
+from dtc_jax.training.record_source import RecordSource
 from dtc_jax.training.sharding import BATCH_SPEC
 
-BatchSource = Callable[[int], PyTree]
+
+class BatchSource(Protocol):
+    """Batches by step: any step first, then the following ones, each once."""
+
+    def __call__(self, step: int) -> PyTree:
+        """The global batch of a step."""
+
+    def close(self) -> None:
+        """Stop what works in the background."""
 
 
-def make_source(config: ExperimentConfig, mesh: Mesh) -> BatchSource:
-    """The source that `config.data` names.
+def make_source(config: ExperimentConfig, mesh: Mesh, on_broken: OnBroken = log_broken) -> BatchSource:
+    """The source that `config.data` names; to be closed.
+
+    Args:
+        config: The experiment.
+        mesh: What the batch is sharded over.
+        on_broken: Told of each record that cannot be used, once, from a thread.
 
     Raises:
-        ConfigError: the batch cannot be split over the devices.
+        ConfigError: the batch cannot be split over the devices, or there is no such data set.
     """
     batch_size = config.training.batch_size
     if batch_size % mesh.size:
         raise ConfigError(
             f"training.batch_size = {batch_size} must be a multiple of the number of devices, {mesh.size}"
         )
-    local_size = batch_size // mesh.size
+    if config.data.kind == "records":
+        if config.stage == "vgg":
+            raise ConfigError(
+                "data.kind = records: records hold none of the labels that stage vgg learns; take data.kind procedural"
+            )
+        return RecordSource(config, mesh, on_broken)
+    return GeneratedSource(config, mesh)
 
-    # The generated world needs no files: every device draws its own rows of the batch.
+
+class GeneratedSource:
+    """The generated world needs no files: every device draws its own rows of the batch."""
+
+    def __init__(self, config: ExperimentConfig, mesh: Mesh) -> None:
+        """
+        Args:
+            config: The experiment.
+            mesh: Of a size that divides the batch.
+        """
+        self._batch_size = config.training.batch_size
+        local_size = self._batch_size // mesh.size
+
+        @jax.jit
+        @partial(jax.shard_map, mesh=mesh, in_specs=PartitionSpec(), out_specs=BATCH_SPEC, check_vma=False)
+        def generate(start: Array) -> PyTree:
+            position = jax.lax.axis_index(mesh.axis_names).astype(jnp.uint32)
+            return sample_batch(
+                config.data.seed,
+                start + position * jnp.uint32(local_size),
+                local_size,
+                size=config.model.image_size,
+                reference_size=config.model.reference_encoder.image_size,
+                fit=config.model.hint.fit,
+                trim=config.model.hint.trim,
+                region=config.model.hint.region,
+            )
+
+        self._generate = generate
+
+    def __call__(self, step: int) -> PyTree:
+        """The global batch of any step."""
+        # The global order is endless but counted in 32 bits: it starts again after four thousand million samples.
+        return self._generate(np.uint32((step * self._batch_size) % 2**32))
+
+    def close(self) -> None:
+        """Nothing works in the background."""
+
+
+def evaluation_batch(config: ExperimentConfig, count: int) -> dict[str, Any]:
+    """The first `count` held-out samples, the same on every process and at every call.
+
+    Of a data set of records they are the first of `data.evaluation_split`, not augmented, fine and box masks in turn; a
+    split with fewer starts again.
+
+    Returns:
+        Host arrays `scene`, `mask`, `reference`, `hint` [count, ...], uint8; for the stage `vgg` its `labels`.
+
+    Raises:
+        ConfigError: no such data set or split.
+    """
+    names = ("scene", "mask", "reference", "hint", *(["labels"] if config.stage == "vgg" else []))
+    if config.data.kind == "records":
+        batch, broken = evaluation_records(config.data, config.model, count)
+        for record in broken:
+            log_broken(record)
+        return {name: batch[name] for name in names}
+
+    # One compiled function: every operation by itself would compile for minutes.
     @jax.jit
-    @partial(jax.shard_map, mesh=mesh, in_specs=PartitionSpec(), out_specs=BATCH_SPEC, check_vma=False)
-    def generate(start: Array) -> PyTree:
-        position = jax.lax.axis_index(mesh.axis_names).astype(jnp.uint32)
-        return sample_batch(
+    def draw() -> dict[str, Any]:
+        batch = sample_batch(
             config.data.seed,
-            start + position * jnp.uint32(local_size),
-            local_size,
+            0,
+            count,
             size=config.model.image_size,
             reference_size=config.model.reference_encoder.image_size,
+            held_out=True,
             fit=config.model.hint.fit,
             trim=config.model.hint.trim,
             region=config.model.hint.region,
         )
+        return {name: batch[name] for name in names}
 
-    def batch_of(step: int) -> PyTree:
-        # The global order is endless but counted in 32 bits: it starts again after four thousand million samples.
-        return generate(np.uint32((step * batch_size) % 2**32))
+    return jax.device_get(draw())
 
-    return batch_of
+
+def training_scenes(config: ExperimentConfig, count: int) -> UInt8[Array, "b h w 3"]:
+    """The scenes of the first `count` training samples."""
+    size = config.model.image_size
+    if config.data.kind == "records":
+        reader = RecordReader(config.data, config.model)
+        return jnp.asarray(stack([reader.training_sample(place) for place in range(count)])["scene"])
+    return jax.jit(lambda: sample_batch(config.data.seed, 0, count, size, size)["scene"])()

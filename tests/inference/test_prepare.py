@@ -7,8 +7,9 @@ import pytest
 
 from dtc_jax import presets
 from dtc_jax.data.hints import stitch
-from dtc_jax.inference.images import InputError
-from dtc_jax.inference.prepare import frame_reference, prepare, read_case
+from dtc_jax.data.images import InputError
+from dtc_jax.data.references import frame_reference
+from dtc_jax.inference.prepare import prepare, read_case
 
 MODEL = presets.test()
 

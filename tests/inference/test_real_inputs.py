@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from dtc_jax.data.images import on_white, read_mask, read_reference, read_scene
 from dtc_jax.inference.command import main
-from dtc_jax.inference.images import on_white, read_mask, read_reference, read_scene
 from dtc_jax.inference.pipeline import Pipeline
 
 

@@ -19,8 +19,8 @@ from PIL import Image
 
 from dtc_jax import presets
 from dtc_jax.config import DiffusionConfig, HintConfig, ModelConfig, SamplingConfig
+from dtc_jax.data.images import read_mask, read_reference, read_scene
 from dtc_jax.diffusion import DDIM, make_schedule, sample
-from dtc_jax.inference.images import read_mask, read_reference, read_scene
 from dtc_jax.inference.prepare import prepare
 from dtc_jax.weights.export_pytorch.networks import PIPELINE_FILES, scheduler_config
 

@@ -137,10 +137,13 @@ class Source:
         self.asked: list[int] = []
         self.stop_at: int | None = None
 
-    def __call__(self, config: ExperimentConfig, mesh: jax.sharding.Mesh) -> Any:
-        return self.batch_of
+    def make(self, config: ExperimentConfig, mesh: jax.sharding.Mesh, on_broken: Any) -> Source:
+        return self
 
-    def batch_of(self, step: int) -> dict[str, np.ndarray]:
+    def close(self) -> None:
+        """Nothing works in the background."""
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
         if step == self.stop_at:
             raise Interrupted
         self.asked.append(step)
@@ -155,7 +158,7 @@ class Source:
 @pytest.fixture
 def source(monkeypatch: pytest.MonkeyPatch) -> Source:
     source = Source()
-    monkeypatch.setattr(loop, "make_source", source)
+    monkeypatch.setattr(loop, "make_source", source.make)
     return source
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dtc_jax import presets
-from dtc_jax.inference.backdrop import whiten_backdrop
+from dtc_jax.data.backdrop import whiten_backdrop
 from dtc_jax.inference.prepare import prepare
 
 RED = (180, 30, 40)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from dtc_jax.inference.images import (
+from dtc_jax.data.images import (
     InputError,
     check_output,
     on_white,

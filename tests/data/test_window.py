@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dtc_jax.data.masks import bounding_box
-from dtc_jax.inference.window import MIN_CONTEXT, Window, crop_window, extract, extract_mask, put_back
+from dtc_jax.data.window import MIN_CONTEXT, Window, crop_window, extract, extract_mask, put_back
 
 
 def _random_case(seed: int) -> tuple[np.ndarray, np.ndarray, np.random.Generator]:

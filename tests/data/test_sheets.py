@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dtc_jax.inference.sheets import contact_sheet
+from dtc_jax.data.sheets import contact_sheet
 
 
 def _plain(color: tuple[int, int, int], height: int = 10, width: int = 12) -> np.ndarray:

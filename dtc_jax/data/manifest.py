@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dtc_jax.inference.images import InputError
+from dtc_jax.data.images import InputError
 
 _FIELDS = {"id", "scene", "mask", "box", "reference", "truth", "category", "split", "seed"}
 

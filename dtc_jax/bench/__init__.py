@@ -1,0 +1,1 @@
+"""Measurements: `python -m dtc_jax.bench COMMAND --help`."""

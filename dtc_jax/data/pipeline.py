@@ -1,0 +1,239 @@
+"""Prepared records to batches: random access by place, in threads or worker processes, the same whoever does the work.
+
+The sample at a place of the endless global order is a function of (seed, place) alone (`dtc_jax.data.order`). A process
+asks for the places whose rows of the batch it holds; Grain prepares them ahead in threads or processes. Its position is
+a step, an integer: nothing else has to be saved, and another number of processes goes on from it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+
+from dtc_jax.config_base import ConfigError
+from dtc_jax.data.order import Augmentation, Order, draw_augmentation, evaluation_augmentation
+from dtc_jax.data.records import RecordError, Sample, decode, find_data_set, open_split
+from dtc_jax.data.transform import extra_arrays, make_sample
+from dtc_jax.data_config import DataConfig
+from dtc_jax.model_config import ModelConfig
+
+MAX_ATTEMPTS = 64
+"""Broken records in a row after which the data set itself must be unreadable."""
+
+_READ_TRIES = 3
+"""A storage that fails once must not change what the run learns."""
+
+HostBatch = dict[str, np.ndarray]
+
+
+class BrokenRecord(NamedTuple):
+    """A record that cannot be used."""
+
+    split: str
+    number: int
+    """Its place in the split as stored."""
+    reason: str
+    """One line; names the record's id where that can be read."""
+
+
+class Loaded(NamedTuple):
+    """One sample, and which records had to be passed over for it."""
+
+    arrays: HostBatch
+    """Empty if no readable record was found."""
+    broken: tuple[BrokenRecord, ...]
+
+
+class RecordReader:
+    """Random access to the training samples of a split. Can be pickled: files are opened where samples are read."""
+
+    def __init__(self, data: DataConfig, model: ModelConfig, split: str | None = None) -> None:
+        """
+        Args:
+            data: Which data set, and how a record becomes a sample.
+            model: Sizes, and how the hint is stitched.
+            split: None takes `data.split`.
+
+        Raises:
+            ConfigError: no data set, no such split or an empty one, or records stored smaller than the model's images.
+        """
+        if data.path is None:
+            raise ConfigError("data.path: not given; it names the folder of a prepared data set")
+        self.data, self.model, self.split = data, model, split or data.split
+        self.data_set = find_data_set(data.path)
+        stored = self.data_set.size
+        if stored < model.image_size:
+            raise ConfigError(
+                f"data set {self.data_set.folder}: stored at {stored} pixels, model.image_size = {model.image_size}; "
+                f"build it again at {model.image_size}"
+            )
+        self._records: Sequence[Mapping[str, Any]] | None = None
+        self.count = self.data_set.splits.get(self.split, 0)
+        if self.split in self.data_set.splits and not self.count:
+            raise ConfigError(f"data set {self.data_set.folder}: split {self.split!r} is empty")
+        # A wrong name ends here, and not in a worker.
+        open_split(self.data_set, self.split)
+        self.order = Order(self.count, data.seed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_records": None}
+
+    def training_sample(self, place: int) -> Loaded:
+        """The sample at a place of the endless order, with its `index`."""
+        augmentation = draw_augmentation(place, self.data)
+        numbers = (self.order.record(place, attempt) for attempt in range(min(self.count, MAX_ATTEMPTS)))
+        return self._first_readable(numbers, augmentation, place)
+
+    def evaluation_sample(self, number: int) -> Loaded:
+        """The `number`-th record as stored, without augmentation; past the last one the first comes again."""
+        augmentation = evaluation_augmentation(number, self.data)
+        numbers = ((number + attempt) % self.count for attempt in range(min(self.count, MAX_ATTEMPTS)))
+        return self._first_readable(numbers, augmentation, number)
+
+    def _first_readable(self, numbers: Iterator[int], augmentation: Augmentation, index: int) -> Loaded:
+        broken: list[BrokenRecord] = []
+        for number in numbers:
+            try:
+                sample, extra = self._read(number)
+            except RecordError as error:
+                broken.append(BrokenRecord(self.split, number, str(error)))
+                continue
+            arrays = {**extra, **make_sample(sample, augmentation, self.model), "index": np.array(index, np.uint32)}
+            return Loaded(arrays, tuple(broken))
+        return Loaded({}, tuple(broken))
+
+    def _read(self, number: int) -> tuple[Sample, HostBatch]:
+        record = self._fetch(number)
+        sample = decode(record)
+        size = self.data_set.size
+        if sample.mask.shape != (size, size):
+            raise RecordError(f"record {sample.id!r}: is {sample.mask.shape}, its data set {size} pixels")
+        if not sample.mask.any():
+            raise RecordError(f"record {sample.id!r}: its mask is empty")
+        return sample, extra_arrays(record)
+
+    def _fetch(self, number: int) -> Mapping[str, Any]:
+        if self._records is None:
+            self._records = open_split(self.data_set, self.split)
+        for tries_left in reversed(range(_READ_TRIES)):
+            try:
+                return self._records[number]
+            except (
+                Exception
+            ) as error:  # whatever files, buckets and the records' encoding raise: the slot must be filled
+                if not tries_left:
+                    reason = " ".join(f"{type(error).__name__}: {error}".split())
+                    raise RecordError(f"record number {number}: cannot be read ({reason})") from None
+                time.sleep(0.1)
+        raise AssertionError("unreachable")
+
+
+class Places:
+    """What Grain iterates over: the samples of some rows of every global batch, from a step on."""
+
+    def __init__(self, reader: RecordReader, rows: Sequence[int], batch_size: int, start_step: int, steps: int) -> None:
+        self._reader, self._rows, self._batch_size = reader, tuple(rows), batch_size
+        self._start_step, self._steps = start_step, steps
+
+    def __len__(self) -> int:
+        return self._steps * len(self._rows)
+
+    def __getitem__(self, position: int) -> Loaded:
+        step, row = divmod(int(position), len(self._rows))
+        return self._reader.training_sample((self._start_step + step) * self._batch_size + self._rows[row])
+
+
+class BatchStream:
+    """The rows that one process holds of every global batch, step after step from `start_step`; close it after use.
+
+    A batch is a dict of host arrays [rows, ...] (see `dtc_jax.data`), the same whatever the number of workers and
+    threads, and whichever processes hold the other rows.
+    """
+
+    def __init__(
+        self,
+        reader: RecordReader,
+        rows: Sequence[int],
+        batch_size: int,
+        start_step: int,
+        steps: int,
+    ) -> None:
+        """
+        Args:
+            reader: Of the split to train on.
+            rows: Which rows of the global batch, in [0, batch_size).
+            batch_size: Of the global batch.
+            start_step: The first step.
+            steps: How many there are.
+        """
+        self._rows = len(rows)
+        data = reader.data
+        workers = min(data.workers, self._rows)
+        # Samples ahead of those that are taken: about one batch, however it is spread.
+        threads = min(data.threads, self._rows)
+        ahead = max(threads, -(-self._rows // max(workers, 1)))
+        dataset = grain.MapDataset.source(Places(reader, rows, batch_size, start_step, steps)).to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+        )
+        if workers:
+            if not flags.FLAGS.is_parsed():
+                # Grain hands its own flags on to the workers, and absl wants them parsed by its own main.
+                flags.FLAGS.mark_as_parsed()
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, ahead // 2))
+            )
+        self._iterator = iter(dataset)
+
+    def __iter__(self) -> Iterator[tuple[HostBatch, list[BrokenRecord]]]:
+        return self
+
+    def __next__(self) -> tuple[HostBatch, list[BrokenRecord]]:
+        """The next batch, and the records that were passed over in it.
+
+        Raises:
+            ConfigError: a sample for which no readable record was found.
+        """
+        loaded = [Loaded(*next(self._iterator)) for _ in range(self._rows)]
+        broken = [BrokenRecord(*record) for sample in loaded for record in sample.broken]
+        return stack(loaded), broken
+
+    def close(self) -> None:
+        """Stop threads and worker processes."""
+        self._iterator.close()
+        # Grain's iterators close themselves again when they are collected, for which the interpreter's end is too late.
+        del self._iterator
+
+
+def stack(loaded: Sequence[Loaded]) -> HostBatch:
+    """Samples to a batch.
+
+    Raises:
+        ConfigError: a sample for which no readable record was found, or records that hold different arrays.
+    """
+    for sample in loaded:
+        if not sample.arrays:
+            reason = sample.broken[-1].reason
+            raise ConfigError(f"data: {len(sample.broken)} records in a row cannot be used, the last: {reason}")
+    names = loaded[0].arrays.keys()
+    try:
+        return {name: np.stack([sample.arrays[name] for sample in loaded]) for name in names}
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"data: the records' arrays do not fit into one batch ({error})") from None
+
+
+def evaluation_records(data: DataConfig, model: ModelConfig, count: int) -> tuple[HostBatch, list[BrokenRecord]]:
+    """The first `count` samples of the evaluation split as a batch, without augmentation, fine and box masks in turn.
+
+    A split with fewer records starts again from its first. Also returns the records that were passed over.
+
+    Raises:
+        ConfigError: see `RecordReader`.
+    """
+    reader = RecordReader(data, model, data.evaluation_split)
+    loaded = [reader.evaluation_sample(number) for number in range(count)]
+    return stack(loaded), list(dict.fromkeys(record for sample in loaded for record in sample.broken))
