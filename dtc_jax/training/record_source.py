@@ -73,7 +73,8 @@ class RecordSource:
             # Now, and not when the first grid is drawn.
             raise ConfigError(
                 f"data.evaluation_split = {config.data.evaluation_split}: no records in "
-                f"{self._reader.data_set.folder}, which has {', '.join(sorted(splits))}; name one of these (sample grids are drawn from it)"
+                f"{self._reader.data_set.folder}, which has {', '.join(sorted(splits))}; name one of these "
+                "(sample grids are drawn from it)"
             )
         self._batch_size, self._prefetch = batch_size, config.data.prefetch
         self._sharding = batch_sharding(mesh)
