@@ -43,6 +43,7 @@ class Run:
         self.checkpoints = run_dir / "checkpoints"
         # A save that an earlier kill cut off may still lie there.
         self.before = set(self._unfinished())
+        self.newest = self.complete()
         self.lines: list[str] = []
         self.process = start(run_dir, *flags)
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -59,6 +60,10 @@ class Run:
                 yield int(path.name.split(".")[0]), path.stat().st_ino
             except FileNotFoundError:
                 continue
+
+    def complete(self) -> int:
+        """The newest complete step."""
+        return max((int(path.name) for path in self.checkpoints.glob("*") if path.name.isdigit()), default=0)
 
     def saving(self) -> int | None:
         """The step that is being written."""
@@ -79,15 +84,17 @@ class Run:
 
     def wait_for(self, aim: str, chance: random.Random) -> None:
         """Let it run to a random moment of the phase, or to its end."""
-        least = chance.randint(1, 2 * CHECKPOINT_EVERY)
+        # Some checkpoints on, so that the run as a whole does not stay where it is.
+        least, further = chance.randint(1, CHECKPOINT_EVERY), self.newest + chance.randint(0, 2) * CHECKPOINT_EVERY
         deadline = time.monotonic() + chance.uniform(0.0, 12.0) if aim == "starting" else None
         while self.process.poll() is None:
             if deadline is not None and (time.monotonic() > deadline or self.steps()):
                 return
-            if aim == "step" and len(self.steps()) >= least:
+            arrived = len(self.steps()) >= least and self.complete() >= further
+            if aim == "step" and arrived:
                 time.sleep(chance.uniform(0.0, 0.1))
                 return
-            if aim == "saving" and len(self.steps()) >= least and self.saving() is not None:
+            if aim == "saving" and arrived and self.saving() is not None:
                 time.sleep(chance.uniform(0.0, 0.15))
                 return
             time.sleep(0.002)
