@@ -41,6 +41,9 @@ class DataConfig:
     """Batches that are on the devices ahead of the step that is running."""
     max_broken: float = 0.01
     """Broken records are replaced and named in RUN/broken_records.jsonl; past this share of samples the run stops."""
+    cached: tuple[Literal["tokens", "latents"], ...] = ()
+    """What the batches bring with them, computed before: the reference encoder's `tokens`, and the autoencoder's
+    `latents`. The networks that would compute it are not run, and where nothing else needs them not loaded."""
 
     cached: tuple[Literal["tokens", "latents"], ...] = ()
     """What the batches bring with them, computed before: the reference encoder's `tokens`, and the autoencoder's
