@@ -45,10 +45,6 @@ class DataConfig:
     """What the batches bring with them, computed before: the reference encoder's `tokens`, and the autoencoder's
     `latents`. The networks that would compute it are not run, and where nothing else needs them not loaded."""
 
-    cached: tuple[Literal["tokens", "latents"], ...] = ()
-    """What the batches bring with them, computed before: the reference encoder's `tokens`, and the autoencoder's
-    `latents`. The networks that would compute it are not run, and where nothing else needs them not loaded."""
-
     def __post_init__(self) -> None:
         require(
             self.kind != "records" or bool(self.path),
