@@ -7,6 +7,7 @@ a step, an integer: nothing else has to be saved, and another number of processe
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -54,7 +55,7 @@ class Loaded(NamedTuple):
 
 
 class RecordReader:
-    """Random access to the training samples of a split. Can be pickled: files are opened where samples are read."""
+    """Random access to the training samples of a split. Can be pickled: files are opened where it is unpickled."""
 
     def __init__(self, data: DataConfig, model: ModelConfig, split: str | None = None) -> None:
         """
@@ -76,16 +77,29 @@ class RecordReader:
                 f"data set {self.data_set.folder}: stored at {stored} pixels, model.image_size = {model.image_size}; "
                 f"build it again at {model.image_size}"
             )
-        self._records: Sequence[Mapping[str, Any]] | None = None
         self.count = self.data_set.splits.get(self.split, 0)
         if self.split in self.data_set.splits and not self.count:
             raise ConfigError(f"data set {self.data_set.folder}: split {self.split!r} is empty")
-        # A wrong name ends here, and not in a worker.
-        open_split(self.data_set, self.split)
         self.order = Order(self.count, data.seed)
+        self._records = self._open()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_records": None}
+        return {name: value for name, value in self.__dict__.items() if name != "_records"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._records = self._open()
+
+    def _open(self) -> Sequence[Mapping[str, Any]]:
+        """Open the split and read a record, in the thread that makes the reader.
+
+        TFDS imports much of itself when it is first used, in ways in which two threads that do so at once wait for
+        each other for ever.
+        """
+        records = open_split(self.data_set, self.split)
+        with contextlib.suppress(Exception):  # a broken record will be met again in its slot
+            decode(records[0])
+        return records
 
     def training_sample(self, place: int) -> Loaded:
         """The sample at a place of the endless order, with its `index`."""
@@ -122,8 +136,6 @@ class RecordReader:
         return sample, extra_arrays(record)
 
     def _fetch(self, number: int) -> Mapping[str, Any]:
-        if self._records is None:
-            self._records = open_split(self.data_set, self.split)
         for tries_left in reversed(range(_READ_TRIES)):
             try:
                 return self._records[number]
