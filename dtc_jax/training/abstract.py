@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
@@ -10,8 +12,8 @@ from dtc_jax.config import ExperimentConfig
 from dtc_jax.data.procedural import sample_batch
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.training.classifier import init_heads
-from dtc_jax.training.initial import STAGE_NETWORKS
-from dtc_jax.training.params import FlatParams, split_trainable
+from dtc_jax.training.initial import needed_networks
+from dtc_jax.training.params import FlatParams, cast_frozen, split_trainable
 from dtc_jax.weights.model_folder import flatten_params
 
 
@@ -21,24 +23,43 @@ def abstract_params(config: ExperimentConfig) -> tuple[FlatParams, FlatParams]:
     Raises:
         ConfigError: `training.trainable` matches nothing.
     """
-    shapes = DiffuseToChoose(config.model).shapes()
-    if config.stage == "vgg":
+    model = DiffuseToChoose(config.model)
+    shapes: dict[str, Any] = model.shapes()
+    wanted = needed_networks(config)
+    if "heads" in wanted:
         heads = init_heads(config.model, jax.random.key(0))
         shapes["heads"] = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), heads)
-    wanted = {name: shapes[name] for name in STAGE_NETWORKS[config.stage] if name in shapes}
-    return split_trainable(flatten_params(wanted), config.training.trainable)
+    if "taesd" in wanted:
+        shapes["taesd"] = model.taesd_shapes()
+    flat = flatten_params({name: shapes[name] for name in wanted if name in shapes})
+    trainable, frozen = split_trainable(flat, config.training.trainable)
+    dtype = config.training.frozen_dtype
+    return trainable, jax.eval_shape(
+        lambda leaves: {path: cast_frozen(leaf, dtype) for path, leaf in leaves.items()}, frozen
+    )
 
 
 def abstract_batch(config: ExperimentConfig, batch_size: int) -> PyTree:
-    """A global batch of `batch_size` samples as `jax.ShapeDtypeStruct`: images uint8, mask uint8, index uint32."""
+    """A global batch of `batch_size` samples as `jax.ShapeDtypeStruct`, with what `data.cached` brings.
+
+    Images and mask are uint8, the index is uint32, cached tokens and latents are float32.
+    """
+    model = config.model
+    size, reference_size = model.image_size, model.reference_encoder.image_size
     if config.stage == "vgg":
-        size, reference_size = config.model.image_size, config.model.reference_encoder.image_size
         return jax.eval_shape(lambda: sample_batch(0, 0, batch_size, size=size, reference_size=reference_size))
-    size, reference_size = config.model.image_size, config.model.reference_encoder.image_size
-    return {
-        "scene": jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8),
-        "mask": jax.ShapeDtypeStruct((batch_size, size, size, 1), jnp.uint8),
-        "reference": jax.ShapeDtypeStruct((batch_size, reference_size, reference_size, 3), jnp.uint8),
-        "hint": jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8),
-        "index": jax.ShapeDtypeStruct((batch_size,), jnp.uint32),
+    latent_size = size // model.vae.factor
+    latents = ((latent_size, latent_size, model.vae.latent_channels), jnp.float32)
+    tokens = ((model.reference_encoder.num_tokens, model.reference_encoder.hidden_size), jnp.float32)
+    arrays: dict[str, tuple[tuple[int, ...], Any]] = {
+        "scene": ((size, size, 3), jnp.uint8),
+        "mask": ((size, size, 1), jnp.uint8),
+        "reference": ((reference_size, reference_size, 3), jnp.uint8),
+        "hint": ((size, size, 3), jnp.uint8),
+        "index": ((), jnp.uint32),
     }
+    if "tokens" in config.data.cached:
+        arrays["tokens"] = tokens
+    if "latents" in config.data.cached:
+        arrays |= {name: latents for name in ("latent_mean", "latent_logvar", "masked_latents")}
+    return {name: jax.ShapeDtypeStruct((batch_size, *shape), dtype) for name, (shape, dtype) in arrays.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +22,37 @@ from dtc_jax.weights.model_folder import flatten_params, is_model_folder, load_m
 logger = logging.getLogger("dtc_jax.train")
 
 
+class ShardedStep(NamedTuple):
+    """The train step, wrapped for compilation on a mesh, and where its arguments lie."""
+
+    step: Any
+    """`jax.jit` of the train step; the state is donated."""
+    state_shapes: TrainState
+    """Shapes of the state."""
+    state_sharding: TrainState
+    """Where they lie."""
+    frozen_sharding: FlatParams
+    """Where the frozen parameters lie."""
+    batch_sharding: Sharding
+    """Where every array of the batch lies."""
+
+
+def shard_step(config: ExperimentConfig, mesh: Mesh, trainable: FlatParams, frozen: FlatParams) -> ShardedStep:
+    """Wrap the train step for a mesh; of the parameters, arrays or `jax.ShapeDtypeStruct`, only shapes are read."""
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    shapes = jax.eval_shape(lambda values: init_state(values, optimizer, config.ema.enabled), trainable)
+    min_size, overrides = config.training.fsdp_min_size, config.training.sharding_overrides
+    state_sharding = tree_sharding(mesh, shapes, min_size, overrides)
+    frozen_sharding = tree_sharding(mesh, frozen, min_size, overrides)
+    step = jax.jit(
+        make_train_step(config, make_objective(config), optimizer),
+        in_shardings=(state_sharding, frozen_sharding, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(state_sharding, replicated(mesh)),
+        donate_argnums=0,
+    )
+    return ShardedStep(step, shapes, state_sharding, frozen_sharding, batch_sharding(mesh))
+
+
 def place(
     config: ExperimentConfig, mesh: Mesh, trainable: FlatParams, frozen: FlatParams
 ) -> tuple[TrainStep, TrainState, FlatParams]:
@@ -29,28 +61,23 @@ def place(
     Both dicts are emptied: a host array is let go as soon as it is on the devices, so that no more than the largest is
     in memory twice.
     """
+    sharded = shard_step(config, mesh, trainable, frozen)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
-    average, dtype = config.ema.enabled, config.training.frozen_dtype
-    shapes = jax.eval_shape(lambda: init_state(trainable, optimizer, average))
-    min_size, overrides = config.training.fsdp_min_size, config.training.sharding_overrides
-    state_sharding = tree_sharding(mesh, shapes, min_size, overrides)
-    frozen_sharding = tree_sharding(mesh, frozen, min_size, overrides)
     # Each process has the same host arrays and fills its own shards.
-    values = put_each(trainable, state_sharding.params)
-    frozen = put_each({path: cast_frozen(frozen.pop(path), dtype) for path in list(frozen)}, frozen_sharding)
+    values = put_each(trainable, sharded.state_sharding.params)
+    dtype = config.training.frozen_dtype
+    for path in frozen:
+        frozen[path] = cast_frozen(frozen[path], dtype)
+    frozen = put_each(frozen, sharded.frozen_sharding)
     # The values are the parameters, not a copy: the largest models have no room for both.
     start = jax.jit(
-        lambda values: init_state(values, optimizer, average), out_shardings=state_sharding, donate_argnums=0
+        lambda values: init_state(values, optimizer, config.ema.enabled),
+        out_shardings=sharded.state_sharding,
+        donate_argnums=0,
     )
     state = start(values)
     log_memory(state, frozen)
-    step = jax.jit(
-        make_train_step(config, make_objective(config), optimizer),
-        in_shardings=(state_sharding, frozen_sharding, batch_sharding(mesh), replicated(mesh)),
-        out_shardings=(state_sharding, replicated(mesh)),
-        donate_argnums=0,
-    )
-    return step, state, frozen
+    return sharded.step, state, frozen
 
 
 def log_memory(state: TrainState, frozen: FlatParams) -> None:

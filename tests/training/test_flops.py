@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import pytest
 
 from dtc_jax.config import ExperimentConfig, LossConfig, UNetConfig
+from dtc_jax.models.attention import attention, plain_attention
 from dtc_jax.models.unet import UNet2DConditionModel
 from dtc_jax.training.command import read_config
-from dtc_jax.training.flops import count_flops, train_flops_per_image
+from dtc_jax.training.flops import count_flops, gradient_flops, train_flops_per_image
 
 CONFIG: ExperimentConfig = read_config(Path(__file__).resolve().parents[2] / "configs" / "test.py")[0]
 
@@ -74,6 +75,49 @@ def test_loops_and_calls() -> None:
     assert count_flops(branches, spec(4, 4)) == 2 * product
     checkpointed = jax.checkpoint(lambda x: jnp.sin(x @ x), policy=jax.checkpoint_policies.nothing_saveable)
     assert count_flops(checkpointed, spec(4, 4)) == product
+
+
+def network(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """A convolution, a loop over a dense layer, a branch, and a second convolution that nothing trains."""
+    y = jnp.tanh(convolve(x, params["convolution"], 2)).mean(axis=(1, 2))
+    y = jax.lax.scan(lambda carry, _: (jnp.tanh(carry @ params["dense"]), None), y, length=3)[0]
+    y = jax.lax.cond(y[0, 0] > 0, lambda: y @ params["dense"], lambda: y)
+    fixed = convolve(x, jax.lax.stop_gradient(params["fixed"])).sum(axis=(1, 2))
+    return jnp.sum(y) + jnp.sum(fixed)
+
+
+def test_backward_pass_is_that_of_jax() -> None:
+    params = {"convolution": spec(3, 3, 4, 8), "dense": spec(8, 8), "fixed": spec(3, 3, 4, 2)}
+    inputs = spec(2, 8, 8, 4)
+    counted = gradient_flops(network, params, inputs)
+    assert counted == count_flops(jax.value_and_grad(network), params, inputs)
+    dense, convolution, fixed = 2 * 2 * 8 * 8, 2 * (2 * 16) * 8 * (9 * 4), 2 * (2 * 64) * 2 * (9 * 4)
+    # Forward and two gradients of each dense layer; no gradient by the input; the last convolution forward alone.
+    assert counted == 4 * 3 * dense + 2 * convolution + fixed
+
+
+def test_what_is_computed_again_does_not_count() -> None:
+    params, inputs = {"dense": spec(8, 8)}, spec(2, 8)
+
+    def twice(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.tanh(jnp.tanh(x @ params["dense"]) @ params["dense"]))
+
+    remat = jax.checkpoint(twice)
+    assert gradient_flops(remat, params, inputs) == gradient_flops(twice, params, inputs)
+    # The whole of it is computed again, which the jaxpr of the gradient does show.
+    assert count_flops(jax.grad(remat), params, inputs) > gradient_flops(remat, params, inputs)
+
+
+def test_attention_with_a_gradient_of_its_own() -> None:
+    shapes = (spec(1, 2048, 2, 4),) * 3  # long enough not to keep its scores
+
+    def loss(attend: Callable) -> Callable:
+        return lambda inputs: jnp.sum(jnp.square(attend(*inputs)))
+
+    tables = 2 * (2 * 2048**2 * 2 * 4)  # scores, and their product with the values
+    assert count_flops(loss(attention), shapes) == tables
+    for attend in (attention, plain_attention):
+        assert gradient_flops(loss(attend), shapes) == 3 * tables
 
 
 def test_loop_of_unknown_length() -> None:
