@@ -70,7 +70,7 @@ class Checkpoints:
             "config": ocp.JsonCheckpointHandler(),
             "data": ocp.JsonCheckpointHandler(),
         }
-        self._keep_best = keep_best
+        self._keep_best, self._failed = keep_best, False
         self._manager = ocp.CheckpointManager(
             (run_dir / "checkpoints").absolute(), options=options, item_handlers=handlers
         )
@@ -138,13 +138,21 @@ class Checkpoints:
             raise self._not_written(error) from error
         finally:
             self._manager.close()
+            if self._failed:
+                self._remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        """Give back the room that half a checkpoint takes; the next start would, too."""
+        if jax.process_index() == 0:
+            for unfinished in Path(self._manager.directory).glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
 
     def _not_written(self, error: Exception) -> CheckpointError:
-        """One line for whatever went wrong, and nothing left of the checkpoint that is not one."""
+        """One line for whatever went wrong."""
         folder = Path(self._manager.directory)
-        if jax.process_index() == 0:
-            for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+        # Other files of it may still be on their way to the disk: once more when all is closed.
+        self._failed = True
+        self._remove_unfinished()
         complete = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
         remains = f"step {max(complete)} is the newest that is complete" if complete else "there is none yet"
         return CheckpointError(

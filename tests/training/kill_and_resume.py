@@ -11,6 +11,7 @@ model must be the same, too.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import random
 import re
@@ -162,6 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, value in settings.items():
         flags += [f"--training.{name}", str(value)]
     flags += arguments.flags
+    logging.getLogger("absl").setLevel(logging.ERROR)
     # Most of a start is compilation otherwise.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

@@ -96,6 +96,9 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
         (["test", "--run-dir", "RUN", "--num-processes", "2"], ("--coordinator", "go together")),
         (["test", "--run-dir", "RUN", "--init-from", "nowhere"], ("nowhere: no such folder",)),
         (["test", "--run-dir", "FILE"], ("file",)),
+        (["test", "--run-dir", "/proc/run"], ("/proc/run: cannot be written",)),
+        (["test", "--run-dir", "RUN", "--training.keep-best", "1"], ("training.keep_best = 1", "evaluate_every = 0")),
+        (["test", "--run-dir", "RUN", "--training.profile-steps", "0"], ("training.profile_steps = 0",)),
     ],
     ids=lambda value: " ".join(value[3:] or value) if isinstance(value, list) else "",
 )

