@@ -54,7 +54,7 @@ def _builder_class() -> Any:
             super().__init__(**options)
 
         def _info(self) -> Any:
-            return tfds.core.DatasetInfo(builder=self, features=features(self._size))
+            return tfds.core.DatasetInfo(builder=self, features=features(self._size), disable_shuffling=True)
 
         def _split_generators(self, download_manager: Any) -> dict[str, Any]:
             return {split: self._generate_examples(records) for split, records in self._splits.items()}

@@ -73,10 +73,11 @@ class RecordReader:
                 f"build it again at {model.image_size}"
             )
         self._records: Sequence[Mapping[str, Any]] | None = None
-        open_split(self.data_set, self.split)
-        self.count = self.data_set.splits[self.split]
-        if self.count == 0:
+        self.count = self.data_set.splits.get(self.split, 0)
+        if self.split in self.data_set.splits and not self.count:
             raise ConfigError(f"data set {self.data_set.folder}: split {self.split!r} is empty")
+        # A wrong name ends here, and not in a worker.
+        open_split(self.data_set, self.split)
         self.order = Order(self.count, data.seed)
 
     def __getstate__(self) -> dict[str, Any]:

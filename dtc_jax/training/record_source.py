@@ -59,7 +59,7 @@ class RecordSource:
             on_broken: Told of each record that cannot be used, once, from a thread.
 
         Raises:
-            ConfigError: no such data set, or a run that draws more samples than places can be counted.
+            ConfigError: no such data set or split, or a run that draws more samples than places can be counted.
         """
         batch_size, steps = config.training.batch_size, config.training.steps
         if steps * batch_size > MAX_PLACES:
@@ -68,6 +68,14 @@ class RecordSource:
                 f"that can be counted; take at most {MAX_PLACES // batch_size} steps"
             )
         self._reader = RecordReader(config.data, config.model)
+        splits = self._reader.data_set.splits
+        if not splits.get(config.data.evaluation_split):
+            # Now, and not when the first grid is drawn.
+            held = ", ".join(sorted(splits))
+            raise ConfigError(
+                f"data.evaluation_split = {config.data.evaluation_split}: no records in "
+                f"{self._reader.data_set.folder}, which has {held}; name one of these (sample grids are drawn from it)"
+            )
         self._batch_size, self._prefetch = batch_size, config.data.prefetch
         self._sharding = batch_sharding(mesh)
         self._rows = local_rows(self._sharding, batch_size)
