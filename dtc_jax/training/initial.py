@@ -15,6 +15,7 @@ from dtc_jax.models.hint import replicate_encoder
 from dtc_jax.models.initialize import initialize
 from dtc_jax.models.inputs import normalize_image
 from dtc_jax.models.patch_autoencoder import principal_components
+from dtc_jax.training.cached_networks import check_cached_networks
 from dtc_jax.training.classifier import init_heads
 from dtc_jax.training.source import training_scenes
 from dtc_jax.weights.model_folder import check_params, unflatten_params
@@ -87,6 +88,7 @@ def initial_params(
             stored, loaded = config, {"taesd": published_taesd(folder)}
         else:
             stored, loaded = load_checkpoint(folder, dtype=np.float32)
+            check_cached_networks(config, loaded, str(folder))
         autoencoders = (
             isinstance(stored.model.vae, AutoencoderTinyConfig),
             isinstance(config.model.vae, AutoencoderTinyConfig),
@@ -103,6 +105,10 @@ def initial_params(
             unet_from = folder, stored.model.unet.mask_channel
         loaded_networks.update(brought)
         logger.info("%s: %s", folder, ", ".join(brought))
+    if not resumed:
+        check_cached_networks(
+            config, {name: params[name] for name in params.keys() - loaded_networks}, "random weights"
+        )
     if unet_from is not None:
         check_mask_channel(*unet_from, config.model.unet.mask_channel)
     if "taesd" in params and "taesd" not in loaded_networks and not resumed:
