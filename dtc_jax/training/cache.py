@@ -105,8 +105,9 @@ def run(arguments: Arguments) -> None:
     print(size_of(plan), flush=True)
     if arguments.estimate:
         return
-    check_space(plan, arguments.output, parts)
     use_cpu_cores(arguments.cpu_devices, config.training.batch_size)
+    check_frozen(config)
+    check_space(plan, arguments.output, parts)
     mesh = make_mesh(config.training.fsdp_devices, None, config.training.slices)
     check_batch(config.training, mesh)
     # The keys of training: without folders, its random networks are these.
@@ -150,9 +151,7 @@ def to_cache(config: ExperimentConfig) -> ExperimentConfig:
     kinds = config.data.cached or ("tokens", "latents")
     # In one order, without doubles, whatever was typed.
     cached = tuple(kind for kind in ("tokens", "latents") if kind in kinds)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, kind="records", cached=cached))
-    check_frozen(config)
-    return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, kind="records", cached=cached))
 
 
 def size_of(plan: CachePlan) -> str:

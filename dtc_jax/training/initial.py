@@ -33,11 +33,12 @@ def needed_networks(config: ExperimentConfig) -> tuple[str, ...]:
 
     Of the diffusion model these are all, but for the reference encoder where `data.cached` brings its tokens, the
     autoencoder where it brings the latents and no loss decodes with it, and what the perceptual loss alone needs.
+    Sample grids are drawn from pictures: with them, reference encoder and autoencoder stay.
     """
     if config.stage in STAGE_NETWORKS:
         return STAGE_NETWORKS[config.stage]
     perceptual, taesd = config.loss.perceptual_weight > 0, config.loss.perceptual_decoder == "taesd"
-    hinted = config.model.hint.kind != "none"
+    hinted, sampled = config.model.hint.kind != "none", config.training.sample_every > 0
     needed = {
         "unet": True,
         "hint_encoder": hinted,
@@ -45,8 +46,8 @@ def needed_networks(config: ExperimentConfig) -> tuple[str, ...]:
         "fusion": hinted,
         "reference_projection": True,
         "null_tokens": True,
-        "vae": "latents" not in config.data.cached or (perceptual and not taesd),
-        "reference_encoder": "tokens" not in config.data.cached,
+        "vae": "latents" not in config.data.cached or (perceptual and not taesd) or sampled,
+        "reference_encoder": "tokens" not in config.data.cached or sampled,
         "vgg": perceptual,
         "taesd": perceptual and taesd,
     }
