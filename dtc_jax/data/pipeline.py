@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags
 
 from dtc_jax.config_base import ConfigError
+from dtc_jax.data.cached import AUGMENTATION, array_shapes, check_fits, stored_augmentation
 from dtc_jax.data.order import Augmentation, Order, draw_augmentation, evaluation_augmentation
 from dtc_jax.data.records import RecordError, Sample, decode, find_data_set, open_split
 from dtc_jax.data.transform import extra_arrays, make_sample
@@ -54,6 +55,17 @@ class Loaded(NamedTuple):
     broken: tuple[BrokenRecord, ...]
 
 
+class Entry(NamedTuple):
+    """A sample with the record that it is from and what was drawn for it."""
+
+    arrays: HostBatch
+    """As in `Loaded`."""
+    broken: tuple[BrokenRecord, ...]
+    record: Mapping[str, Any]
+    """Images still encoded."""
+    augmentation: Augmentation
+
+
 class RecordReader:
     """Random access to the training samples of a split. Can be pickled: files are opened where it is unpickled."""
 
@@ -80,8 +92,14 @@ class RecordReader:
         self.count = self.data_set.splits.get(self.split, 0)
         if self.split in self.data_set.splits and not self.count:
             raise ConfigError(f"data set {self.data_set.folder}: split {self.split!r} is empty")
-        self.order = Order(self.count, data.seed)
+        # A wrong name ends here, and not in a worker.
         self._records = self._open()
+        cache = check_fits(self.data_set, data, model)
+        self.variants = 1 if cache is None else cache.variants.get(self.split, 1)
+        self.count //= self.variants
+        unwanted = set(array_shapes(model, cache.cached)) - set(array_shapes(model, data.cached)) if cache else set()
+        self._left_out = {AUGMENTATION, *unwanted}
+        self.order = Order(self.count, data.seed)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_records"}
@@ -103,29 +121,42 @@ class RecordReader:
 
     def training_sample(self, place: int) -> Loaded:
         """The sample at a place of the endless order, with its `index`."""
+        return Loaded(*self.training_entry(place)[:2])
+
+    def training_entry(self, place: int) -> Entry:
+        """As `training_sample`, with its record."""
         augmentation = draw_augmentation(place, self.data)
-        numbers = (self.order.record(place, attempt) for attempt in range(min(self.count, MAX_ATTEMPTS)))
+        # Of a cache, each epoch takes the next variant of its records.
+        first = place // self.count % self.variants * self.count
+        numbers = (first + self.order.record(place, attempt) for attempt in range(min(self.count, MAX_ATTEMPTS)))
         return self._first_readable(numbers, augmentation, place)
 
     def evaluation_sample(self, number: int) -> Loaded:
         """The `number`-th record as stored, without augmentation; past the last one the first comes again."""
+        return Loaded(*self.evaluation_entry(number)[:2])
+
+    def evaluation_entry(self, number: int) -> Entry:
+        """As `evaluation_sample`, with its record."""
         augmentation = evaluation_augmentation(number, self.data)
         numbers = ((number + attempt) % self.count for attempt in range(min(self.count, MAX_ATTEMPTS)))
         return self._first_readable(numbers, augmentation, number)
 
-    def _first_readable(self, numbers: Iterator[int], augmentation: Augmentation, index: int) -> Loaded:
+    def _first_readable(self, numbers: Iterator[int], augmentation: Augmentation, index: int) -> Entry:
         broken: list[BrokenRecord] = []
         for number in numbers:
             try:
-                sample, extra = self._read(number)
+                sample, record = self._read(number)
             except RecordError as error:
                 broken.append(BrokenRecord(self.split, number, str(error)))
                 continue
+            # What a cache holds belongs to what was drawn when it was made.
+            augmentation = stored_augmentation(record) or augmentation
+            extra = {name: array for name, array in extra_arrays(record).items() if name not in self._left_out}
             arrays = {**extra, **make_sample(sample, augmentation, self.model), "index": np.array(index, np.uint32)}
-            return Loaded(arrays, tuple(broken))
-        return Loaded({}, tuple(broken))
+            return Entry(arrays, tuple(broken), record, augmentation)
+        return Entry({}, tuple(broken), {}, augmentation)
 
-    def _read(self, number: int) -> tuple[Sample, HostBatch]:
+    def _read(self, number: int) -> tuple[Sample, Mapping[str, Any]]:
         record = self._fetch(number)
         sample = decode(record)
         size = self.data_set.size
@@ -133,7 +164,7 @@ class RecordReader:
             raise RecordError(f"record {sample.id!r}: is {sample.mask.shape}, its data set {size} pixels")
         if not sample.mask.any():
             raise RecordError(f"record {sample.id!r}: its mask is empty")
-        return sample, extra_arrays(record)
+        return sample, record
 
     def _fetch(self, number: int) -> Mapping[str, Any]:
         for tries_left in reversed(range(_READ_TRIES)):

@@ -15,6 +15,7 @@ from dtc_jax.models.hint import replicate_encoder
 from dtc_jax.models.initialize import initialize
 from dtc_jax.models.inputs import normalize_image
 from dtc_jax.models.patch_autoencoder import principal_components
+from dtc_jax.training.cached_networks import check_cached_networks
 from dtc_jax.training.classifier import init_heads
 from dtc_jax.training.source import training_scenes
 from dtc_jax.weights.model_folder import check_params, unflatten_params
@@ -32,11 +33,12 @@ def needed_networks(config: ExperimentConfig) -> tuple[str, ...]:
 
     Of the diffusion model these are all, but for the reference encoder where `data.cached` brings its tokens, the
     autoencoder where it brings the latents and no loss decodes with it, and what the perceptual loss alone needs.
+    Sample grids are drawn from pictures: with them, reference encoder and autoencoder stay.
     """
     if config.stage in STAGE_NETWORKS:
         return STAGE_NETWORKS[config.stage]
     perceptual, taesd = config.loss.perceptual_weight > 0, config.loss.perceptual_decoder == "taesd"
-    hinted = config.model.hint.kind != "none"
+    hinted, sampled = config.model.hint.kind != "none", config.training.sample_every > 0
     needed = {
         "unet": True,
         "hint_encoder": hinted,
@@ -44,8 +46,8 @@ def needed_networks(config: ExperimentConfig) -> tuple[str, ...]:
         "fusion": hinted,
         "reference_projection": True,
         "null_tokens": True,
-        "vae": "latents" not in config.data.cached or (perceptual and not taesd),
-        "reference_encoder": "tokens" not in config.data.cached,
+        "vae": "latents" not in config.data.cached or (perceptual and not taesd) or sampled,
+        "reference_encoder": "tokens" not in config.data.cached or sampled,
         "vgg": perceptual,
         "taesd": perceptual and taesd,
     }
@@ -87,6 +89,7 @@ def initial_params(
             stored, loaded = config, {"taesd": published_taesd(folder)}
         else:
             stored, loaded = load_checkpoint(folder, dtype=np.float32)
+            check_cached_networks(config, loaded, str(folder))
         autoencoders = (
             isinstance(stored.model.vae, AutoencoderTinyConfig),
             isinstance(config.model.vae, AutoencoderTinyConfig),
@@ -103,6 +106,10 @@ def initial_params(
             unet_from = folder, stored.model.unet.mask_channel
         loaded_networks.update(brought)
         logger.info("%s: %s", folder, ", ".join(brought))
+    if not resumed:
+        check_cached_networks(
+            config, {name: params[name] for name in params.keys() - loaded_networks}, "random weights"
+        )
     if unet_from is not None:
         check_mask_channel(*unet_from, config.model.unet.mask_channel)
     if "taesd" in params and "taesd" not in loaded_networks and not resumed:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dtc_jax.config import ExperimentConfig
+from dtc_jax.data.cached import CACHED
 from dtc_jax.diffusion.parameterization import min_snr_weight, predict_x0, training_target
 from dtc_jax.diffusion.randomness import per_sample_keys, per_sample_normal
 from dtc_jax.diffusion.schedule import add_noise, make_schedule
@@ -165,13 +166,6 @@ def diffusion_objective(config: ExperimentConfig) -> Objective:
         return total, {**metrics, "loss": total}
 
     return Objective(draw, loss, group)
-
-
-CACHED: Mapping[str, tuple[str, ...]] = {
-    "tokens": ("tokens",),
-    "latents": ("latent_mean", "latent_logvar", "masked_latents"),
-}
-"""What a batch holds for each entry of `data.cached`."""
 
 
 def scene_latents(model: DiffuseToChoose, params: PyTree, images: Batch) -> tuple[Latents, Latents]:

@@ -54,6 +54,8 @@ def make_source(config: ExperimentConfig, mesh: Mesh, on_broken: OnBroken = log_
                 "data.kind = records: records hold none of the labels that stage vgg learns; take data.kind procedural"
             )
         return RecordSource(config, mesh, on_broken)
+    if config.data.cached:
+        raise ConfigError("data.cached: the generated world has no cache; take data.kind records and its data.path")
     return GeneratedSource(config, mesh)
 
 
