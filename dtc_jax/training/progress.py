@@ -155,7 +155,9 @@ class Progress:
 
 
 def _shown(metrics: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    # The counters of skipped steps are news only when they are not zero.
+    parts = {name: value for name, value in metrics.items() if value or not name.startswith("nonfinite")}
+    return "  ".join(f"{name} {value:.4g}" for name, value in parts.items())
 
 
 def keep_lines(path: Path, last_step: int) -> None:
