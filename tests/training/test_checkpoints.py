@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,32 @@ def test_round_trip(fsdp: int, tmp_path: Path) -> None:
     restored = checkpoints.restore(abstract_state(target, shardings(target)), 3)
     assert_equal(restored, state)
     assert shardings(restored) == shardings(target)
+    checkpoints.close()
+
+
+def test_without_a_moving_average(tmp_path: Path) -> None:
+    state, target = (place(make_state(seed)._replace(ema={}), 1) for seed in range(2))
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(state, CONFIG, 1)
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert_equal(checkpoints.restore(abstract_state(target, shardings(target)), 1), state)
+    checkpoints.close()
+
+
+def test_checkpoint_from_before_the_counters(tmp_path: Path) -> None:
+    state = place(make_state(), 1)
+
+    class Older:
+        def _asdict(self) -> dict[str, Any]:
+            return {name: value for name, value in state._asdict().items() if not name.startswith("nonfinite")}
+
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(Older(), CONFIG, 1)  # type: ignore[arg-type]
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    restored = checkpoints.restore(abstract_state(state, shardings(state)), 1)
+    assert_equal(restored, state._replace(nonfinite_steps=jnp.int32(0), nonfinite_in_a_row=jnp.int32(0)))
     checkpoints.close()
 
 
