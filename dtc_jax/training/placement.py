@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,6 +70,7 @@ def held_to_batch(step: TrainStep, mesh: Mesh) -> TrainStep:
     def intercept(method: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         return jax.tree.map(hold, method(*args, **kwargs))
 
+    @functools.wraps(step)
     def held(*arguments: Any) -> tuple[TrainState, Metrics]:
         with nn.intercept_methods(intercept):
             return step(*arguments)
