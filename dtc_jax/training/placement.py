@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding
@@ -15,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from dtc_jax.config import ExperimentConfig
-from dtc_jax.training.objective import make_objective
+from dtc_jax.training.objective import Metrics, make_objective
 from dtc_jax.training.optimizer import make_optimizer
 from dtc_jax.training.params import FlatParams, cast_frozen
 from dtc_jax.training.sharding import batch_sharding, bytes_per_device, readable_bytes, replicated, tree_sharding
@@ -48,12 +50,37 @@ def shard_step(config: ExperimentConfig, mesh: Mesh, trainable: FlatParams, froz
     state_sharding = tree_sharding(mesh, shapes, min_size, overrides)
     frozen_sharding = tree_sharding(mesh, frozen, min_size, overrides)
     step = jax.jit(
-        make_train_step(config, make_objective(config), optimizer),
+        held_to_batch(make_train_step(config, make_objective(config), optimizer), mesh),
         in_shardings=(state_sharding, frozen_sharding, batch_sharding(mesh), replicated(mesh)),
         out_shardings=(state_sharding, replicated(mesh)),
         donate_argnums=0,
     )
     return ShardedStep(step, shapes, state_sharding, frozen_sharding, batch_sharding(mesh))
+
+
+def held_to_batch(step: TrainStep, mesh: Mesh) -> TrainStep:
+    """The same step, whose modules' outputs are split like the batch.
+
+    From the shardings of parameters and batch alone the partitioner may choose to gather a layer's activations instead
+    of its parameters: at full size on 16 chips, those of the decoder from all chips, hundreds of gigabytes a step.
+    """
+    if mesh.size == 1:
+        return step
+    sharding = batch_sharding(mesh)
+
+    def hold(output: Any) -> Any:
+        shared = isinstance(output, jax.Array) and output.ndim > 1 and output.shape[0] % mesh.size == 0
+        return jax.lax.with_sharding_constraint(output, sharding) if shared else output
+
+    def intercept(method: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        return jax.tree.map(hold, method(*args, **kwargs))
+
+    @functools.wraps(step)
+    def held(*arguments: Any) -> tuple[TrainState, Metrics]:
+        with nn.intercept_methods(intercept):
+            return step(*arguments)
+
+    return held
 
 
 def place(
