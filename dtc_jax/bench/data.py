@@ -90,7 +90,7 @@ def measure(arguments: DataArguments, path: str) -> None:
         kind="records", path=path, split=arguments.split, workers=arguments.workers, threads=arguments.threads
     )
     reader = RecordReader(data, presets.sd15())
-    stored = sum(file.stat().length for file in reader.data_set.folder.iterdir() if "array_record" in file.name)
+    stored = sum(file.stat().st_size for file in reader.data_set.folder.iterdir() if "array_record" in file.name)
     count = sum(reader.data_set.splits.values())
     print(
         f"data set    {reader.data_set.folder}: {reader.count} records of {reader.data_set.size} pixels, "
