@@ -7,8 +7,6 @@ a step, an integer: nothing else has to be saved, and another number of processe
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,9 +25,6 @@ from dtc_jax.model_config import ModelConfig
 
 MAX_ATTEMPTS = 64
 """Broken records in a row after which the data set itself must be unreadable."""
-
-_FIRST_READ = threading.Lock()
-"""TFDS imports its modules when they are first used; threads that do so together may wait for each other for ever."""
 
 _READ_TRIES = 3
 """A storage that fails once must not change what the run learns."""
@@ -154,13 +149,7 @@ class RecordReader:
 
     def _fetch(self, number: int) -> Mapping[str, Any]:
         if self._records is None:
-            with _FIRST_READ:
-                if self._records is None:
-                    records = open_split(self.data_set, self.split)
-                    with contextlib.suppress(Exception):  # if it stays, it comes again below
-                        records[number]
-                    self._records = records
-        assert self._records is not None
+            self._records = open_split(self.data_set, self.split)
         for tries_left in reversed(range(_READ_TRIES)):
             try:
                 return self._records[number]
