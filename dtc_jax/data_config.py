@@ -41,7 +41,6 @@ class DataConfig:
     """Batches that are on the devices ahead of the step that is running."""
     max_broken: float = 0.01
     """Broken records are replaced and named in RUN/broken_records.jsonl; past this share of samples the run stops."""
-
     cached: tuple[Literal["tokens", "latents"], ...] = ()
     """What the batches bring with them, computed before: the reference encoder's `tokens`, and the autoencoder's
     `latents`. The networks that would compute it are not run, and where nothing else needs them not loaded."""
@@ -64,4 +63,5 @@ class DataConfig:
     def draws_same_as(self, other: DataConfig) -> bool:
         """Whether the same data set gives the same training samples: where it lies and how it is read do not matter."""
         how = ("path", "evaluation_split", "workers", "threads", "prefetch", "max_broken")
-        return dataclasses.replace(self, **{name: getattr(other, name) for name in how}) == other
+        names = [field.name for field in dataclasses.fields(self) if field.name not in how]
+        return all(getattr(self, name) == getattr(other, name) for name in names)

@@ -41,7 +41,7 @@ class LossConfig:
     the network predicts. None leaves the plain mean squared error of the prediction."""
     perceptual_window: int = 0
     """Side in pixels of the square round the mask that the perceptual term decodes and compares; 0 takes the whole
-    picture. A multiple of the autoencoder's factor; 256 of 512 pixels costs about a third."""
+    picture. A multiple of the autoencoder's factor."""
     perceptual_decoder: Literal["vae", "taesd"] = "vae"
     """What decodes for the perceptual term: the autoencoder, or TAESD, which is many times as fast and comes from a
     model folder that --init-from names (`convert_weights.py import` makes one of its published files)."""

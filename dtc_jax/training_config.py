@@ -105,12 +105,28 @@ class TrainingConfig:
     as the whole batch at once, with the activations of a part."""
     remat: Literal["none", "block", "products"] = "none"
     """What of the forward pass is computed again in the backward pass, instead of kept, in the U-Net, the hint encoder,
-    the decoder and VGG: nothing; all but the input of each ResNet block and transformer (`block`: least memory, about a
-    third more time); or all but the results of their convolutions and dense layers (`products`)."""
+    the decoder and VGG: nothing; all but the input of each ResNet block and transformer (`block`: least memory, one
+    more forward pass); or all but the results of their convolutions and dense layers (`products`)."""
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which the frozen networks are kept on the devices and in the run folder."""
     max_nonfinite_steps: int = 10
     """A step whose loss or gradient is not finite changes nothing and is counted; this many in a row stop the run."""
+    keep_best: int = 0
+    """Checkpoints kept for being the best by `best_metric`, beside the newest ones; only steps that were evaluated
+    compete."""
+    best_metric: Literal["loss", "psnr", "ssim"] = "loss"
+    """Figure of the rolling evaluation that decides which checkpoints are best: the lowest loss, or the highest PSNR or
+    SSIM."""
+    evaluate_every: int = 0
+    """Steps between rolling evaluations of the moving average on held-out samples; 0 for none."""
+    evaluate_count: int = 64
+    """Held-out samples of a rolling evaluation, rounded up to whole batches of `batch_size`."""
+    tensorboard: bool = True
+    """Write metrics, evaluations and sample grids for TensorBoard, in RUN/tensorboard."""
+    profile_start: int = 0
+    """First step whose profile is taken, in RUN/profile; 0 for none. Not the first of a start: that one compiles."""
+    profile_steps: int = 5
+    """How many steps are profiled."""
 
     slices: int = 0
     """Groups of devices with a slow network between them (TPU slices, GPU nodes), which fsdp_devices stays within; 0
@@ -123,6 +139,16 @@ class TrainingConfig:
         at_least_one = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
         for name in (*at_least_one, "accumulation_steps", "max_nonfinite_steps"):
             require(getattr(self, name) >= 1, f"training.{name} = {getattr(self, name)} must be at least 1")
+        for name in ("evaluate_count", "profile_steps"):
+            require(getattr(self, name) >= 1, f"training.{name} = {getattr(self, name)} must be at least 1")
+        for name in ("keep_best", "evaluate_every", "profile_start"):
+            require(getattr(self, name) >= 0, f"training.{name} = {getattr(self, name)} must be 0 (none) or more")
+        evaluated, saved = self.evaluate_every, self.checkpoint_every
+        require(
+            self.keep_best == 0 or (evaluated > 0 and (evaluated % saved == 0 or saved % evaluated == 0)),
+            f"training.keep_best = {self.keep_best} compares evaluated checkpoints: of training.evaluate_every = "
+            f"{evaluated} and training.checkpoint_every = {saved}, one must be a multiple of the other",
+        )
         require(self.fsdp_devices >= 0, f"training.fsdp_devices = {self.fsdp_devices} must be 0 (a slice) or more")
         require(self.slices >= 0, f"training.slices = {self.slices} must be 0 (what the devices tell) or more")
         for pattern, rule in self.sharding_overrides:

@@ -93,6 +93,15 @@ def check_python(arguments: list[str]) -> None:
     check_flags((script, *subcommand), rest)
 
 
+def check_launch(script: str, arguments: list[str]) -> None:
+    """A file of launch/, and the flags that it hands on to train.py after the name of an experiment."""
+    assert (ROOT / script).is_file(), f"no file {script}"
+    if arguments and arguments[0] == "run":
+        arguments = arguments[1:]
+    if arguments and (ROOT / "configs" / f"{arguments[0]}.py").is_file():
+        check_flags(("train.py", arguments[0]), arguments[1:])
+
+
 def check_entry_point(name: str, arguments: list[str]) -> None:
     module, function = PROJECT["scripts"][name].split(":")
     check_flags(("-c", f"import sys; from {module} import {function} as main; sys.exit(main())"), arguments)
@@ -112,6 +121,11 @@ def test_command_exists(page: Path, command: str) -> None:
         check_python(arguments)
     elif program in PROJECT["scripts"]:
         check_entry_point(program, arguments)
+    elif program == "sbatch":
+        script = next(index for index, word in enumerate(arguments) if not word.startswith("-"))
+        check_launch(arguments[script], arguments[script + 1 :])
+    elif program.startswith("launch/"):
+        check_launch(program, arguments)
     else:
         assert program in PLAIN, f"{page.name}: unknown command {command!r}"
 

@@ -54,7 +54,9 @@ def _reached_from_border(image: UInt8[np.ndarray, "h w 3"], median: np.ndarray) 
     blurred = cv2.blur(image, (3, 3), borderType=cv2.BORDER_REPLICATE)
     # OpenCV's mask has a rim of its own; what is not 0 in it is not entered.
     filled = np.ones((height + 2, width + 2), np.uint8)
-    filled[1:-1, 1:-1] = np.abs(image - median).max(axis=2) > MOST_DEVIATION
+    lower = np.clip(np.ceil(median - MOST_DEVIATION), 0, 255)
+    upper = np.clip(np.floor(median + MOST_DEVIATION), 0, 255)
+    filled[1:-1, 1:-1] = cv2.inRange(image, lower, upper) == 0
     barrier = filled.copy()
     flags = 4 | cv2.FLOODFILL_MASK_ONLY | (2 << 8)
     rows = [(x, y) for y in (0, height - 1) for x in range(width)]

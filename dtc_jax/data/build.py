@@ -27,6 +27,7 @@ from dtc_jax.arguments import UsageError, parse_arguments
 from dtc_jax.config_base import ConfigError
 from dtc_jax.data.builders.vitonhd_source import MaskChoice
 from dtc_jax.data.images import InputError
+from dtc_jax.data.locations import is_remote
 from dtc_jax.data.records import DataSet, find_data_set, import_tfds
 from dtc_jax.data.window import DEFAULT_CONTEXT
 
@@ -37,7 +38,7 @@ _Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    output: _Folder
+    output: Annotated[str, tyro.conf.arg(metavar="DIR")]
     """Folder of data sets; this one becomes OUTPUT/KIND/NAME/VERSION. Made if absent."""
     name: str = "default"
     """Tells data sets of the same kind apart."""
@@ -75,6 +76,8 @@ class ProductPairsArguments(_Options):
 
     source: Annotated[str, tyro.conf.arg(metavar="PATH|URI")]
     """The manifest, local or on a bucket (gs://, s3://: anything that fsspec opens); paths in it are relative to it."""
+    beam: Annotated[str | None, tyro.conf.arg(metavar="OPTIONS", help_behavior_hint="(optional)")] = None
+    """Make the records with Apache Beam, with these pipeline options: runner=FlinkRunner,flink_master=HOST:8081 ..."""
 
 
 Arguments = VitonHDArguments | ProductPairsArguments
@@ -112,7 +115,7 @@ def build(arguments: Arguments) -> str:
         InputError: the source cannot be used, or too much of it is broken.
         ConfigError: options that cannot work, a data set that is there already, or tensorflow_datasets is missing.
     """
-    if "://" in str(arguments.output):
+    if is_remote(arguments.output):
         raise ConfigError(f"--output {arguments.output}: ArrayRecord files are written to local or mounted storage")
     if not re.fullmatch(r"[\w-]+", arguments.name):
         raise ConfigError(f"--name {arguments.name!r}: needs letters, digits, _ and - only, for it names a folder")
@@ -127,7 +130,7 @@ def build(arguments: Arguments) -> str:
                 f"data set {builder.data_dir}: exists already; remove it, or choose another --name or --output"
             )
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS's own words
-            builder.download_and_prepare()
+            builder.download_and_prepare(**_pipeline(arguments))
     return summary(find_data_set(builder.data_dir), builder.log)
 
 
@@ -154,10 +157,22 @@ def _builder(arguments: Arguments, bar: Any) -> Any:
     if isinstance(arguments, VitonHDArguments):
         config = VitonHDConfig(**common, mask=arguments.mask, noface=arguments.noface)
         config.check()
-        return VITONHD(data_dir=str(arguments.output), config=config)
-    config = ProductPairsConfig(**common)
+        return VITONHD(data_dir=arguments.output, config=config)
+    config = ProductPairsConfig(**common, beam=arguments.beam is not None)
     config.check()
-    return ProductPairs(data_dir=str(arguments.output), config=config)
+    return ProductPairs(data_dir=arguments.output, config=config)
+
+
+def _pipeline(arguments: Arguments) -> dict[str, Any]:
+    """What TFDS is told of the Beam pipeline, if there is one."""
+    if not isinstance(arguments, ProductPairsArguments) or arguments.beam is None:
+        return {}
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise ConfigError(f"--beam needs Apache Beam ({error}); install it: pip install apache-beam") from None
+    options = PipelineOptions([f"--{option}" for option in arguments.beam.split(",") if option])
+    return {"download_config": import_tfds().download.DownloadConfig(beam_options=options)}
 
 
 def summary(data_set: DataSet, log: Path) -> str:
@@ -166,7 +181,8 @@ def summary(data_set: DataSet, log: Path) -> str:
     counts = ", ".join(f"{split} {count:,}" for split, count in data_set.splits.items())
     lines = [f"{data_set.folder}: complete; records: {counts}"]
     if metadata["num_broken"]:
-        lines.append(f"broken and left out: {metadata['num_broken']} of {metadata['cases']:,} cases, listed in {log}")
+        listed = f"listed in {log}" if log.is_file() else "named in the logs of Beam's workers"
+        lines.append(f"broken and left out: {metadata['num_broken']} of {metadata['cases']:,} cases, {listed}")
     lines += [f"skipped: {count} ({reason})" for reason, count in metadata["skipped"].items()]
     if "licence" in metadata:
         lines.append(f"licence: {metadata['licence']}")

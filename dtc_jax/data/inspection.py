@@ -25,6 +25,7 @@ from dtc_jax.data.duplicates import Look, look_of, same_looks
 from dtc_jax.data.hints import WHITE_TOLERANCE, trim_bounds
 from dtc_jax.data.images import InputError
 from dtc_jax.data.locations import is_remote
+from dtc_jax.data.masks import bounding_box
 from dtc_jax.data.records import DataSet, RecordError, Sample, decode, find_data_set, open_split
 
 GREY_LEVELS = (32, 223)
@@ -34,7 +35,10 @@ GREY_WIDTH, GREY_SHARE = 5, 0.001
 """Grey that is wider than this many pixels (an edge that is only smooth is not), over this share of the picture."""
 
 INVERTED_BORDER, INVERTED_SHARE = 0.9, 0.5
-"""A mask over this share of the picture's border and this share of its area looks like white for "keep"."""
+"""A mask over this share of its bounding box's border and this share of the picture looks like white for "keep"."""
+
+FULL_SHARE = 0.9
+"""A mask over this share of the picture leaves no scene to fit the product into."""
 
 WHITE_BORDER = 0.5
 """Share of white along a product's bounding box, where that reaches from side to side of its picture: less than this is
@@ -44,7 +48,7 @@ FEW_PIXELS = 32
 """A largest rectangle with a shorter side than this leaves the hint no details, at a size of 512."""
 
 BROKEN, SKIPPED = "broken", "skipped by the builder's rules"
-INVERTED, GREY = "inverted masks", "grey masks"
+INVERTED, GREY, FULL = "inverted masks", "grey masks", "masks over the whole picture"
 NOT_WHITE = "references not on white"
 ENLARGED = "scenes enlarged more than twice"
 SMALL_RECTANGLE = "largest rectangle of few pixels"
@@ -165,10 +169,17 @@ def spread(count: int, limit: int | None) -> list[int]:
 
 
 def is_inverted(levels: UInt8[np.ndarray, "h w"]) -> bool:
-    """Whether white looks like "keep": it goes round the picture and fills most of it."""
+    """Whether white looks like "keep": it fills most of the picture and goes round something that it leaves out.
+
+    Its bounding box is looked at, because a window that reaches beyond its photo has nothing to fill there.
+    """
     inside = levels >= 128
-    border = np.concatenate([inside[0], inside[-1], inside[:, 0], inside[:, -1]])
-    return bool(border.mean() > INVERTED_BORDER and inside.mean() > INVERTED_SHARE)
+    if inside.mean() <= INVERTED_SHARE:
+        return False
+    y0, x0, y1, x1 = bounding_box(inside)
+    crop = inside[y0:y1, x0:x1]
+    border = np.concatenate([crop[0], crop[-1], crop[:, 0], crop[:, -1]])
+    return bool(border.mean() > INVERTED_BORDER and not crop.all())
 
 
 def is_grey(levels: UInt8[np.ndarray, "h w"]) -> bool:
@@ -203,6 +214,8 @@ def _look_at(reader: Reader, split: str, item: Any) -> Seen:
     levels = sample.mask * np.uint8(255) if case is None else case.mask_levels
     if is_inverted(levels):
         findings.append(INVERTED)
+    elif (levels >= 128).mean() > FULL_SHARE:
+        findings.append(FULL)
     if is_grey(levels):
         findings.append(GREY)
     if not is_on_white(sample.reference):
@@ -214,7 +227,6 @@ def _look_at(reader: Reader, split: str, item: Any) -> Seen:
         findings.append(SMALL_RECTANGLE)
     scene = sample.scene if case is None else case.scene
     reference = sample.reference if case is None else case.reference
-    top, left, bottom, right = trim_bounds(sample.reference)
     return Seen(
         split,
         sample.id,
@@ -224,7 +236,7 @@ def _look_at(reader: Reader, split: str, item: Any) -> Seen:
         reference_size=(reference.shape[0], reference.shape[1]),
         mask_share=float(sample.mask.mean()),
         scene_look=look_of(sample.scene),
-        reference_look=look_of(sample.reference[top:bottom, left:right]),
+        reference_look=look_of(sample.reference),
     )
 
 

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from dtc_jax.data.builders.source import Skipped
-from dtc_jax.data.hints import stitch
+from dtc_jax.data.hints import placement, stitch, trim_bounds
 from dtc_jax.data.images import InputError
 from dtc_jax.data.inspection import Inspection, Reader, Seen, spread
 from dtc_jax.data.masks import Box
@@ -62,9 +62,8 @@ def draw_row(sample: Sample) -> list[UInt8[np.ndarray, "cell cell 3"]]:
     size = sample.mask.shape[0]
     hint = stitch(sample.reference, sample.rectangle, (size, size))
     masked = np.where(sample.mask[..., None] != 0, np.uint8(127), sample.scene)
-    y0, x0, y1, x1 = sample.rectangle
-    placed = hint.any(axis=-1, keepdims=True)
-    masked[y0:y1, x0:x1] = np.where(placed, hint, masked)[y0:y1, x0:x1]
+    y0, x0, y1, x1 = placement(trim_bounds(sample.reference), sample.rectangle)
+    masked[y0:y1, x0:x1] = hint[y0:y1, x0:x1]
     return [_cell(_outlined(sample)), _cell(masked), _cell(sample.reference)]
 
 

@@ -7,6 +7,11 @@ a step, an integer: nothing else has to be saved, and another number of processe
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -62,7 +67,7 @@ class Entry(NamedTuple):
 
 
 class RecordReader:
-    """Random access to the training samples of a split. Can be pickled: files are opened where samples are read."""
+    """Random access to the training samples of a split. Can be pickled: files are opened where it is unpickled."""
 
     def __init__(self, data: DataConfig, model: ModelConfig, split: str | None = None) -> None:
         """
@@ -84,12 +89,11 @@ class RecordReader:
                 f"data set {self.data_set.folder}: stored at {stored} pixels, model.image_size = {model.image_size}; "
                 f"build it again at {model.image_size}"
             )
-        self._records: Sequence[Mapping[str, Any]] | None = None
         self.count = self.data_set.splits.get(self.split, 0)
         if self.split in self.data_set.splits and not self.count:
             raise ConfigError(f"data set {self.data_set.folder}: split {self.split!r} is empty")
         # A wrong name ends here, and not in a worker.
-        open_split(self.data_set, self.split)
+        self._records = self._open()
         cache = check_fits(self.data_set, data, model)
         self.variants = 1 if cache is None else cache.variants.get(self.split, 1)
         self.count //= self.variants
@@ -98,7 +102,22 @@ class RecordReader:
         self.order = Order(self.count, data.seed)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_records": None}
+        return {name: value for name, value in self.__dict__.items() if name != "_records"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._records = self._open()
+
+    def _open(self) -> Sequence[Mapping[str, Any]]:
+        """Open the split and read a record, in the thread that makes the reader.
+
+        TFDS imports much of itself when it is first used, in ways in which two threads that do so at once wait for
+        each other for ever.
+        """
+        records = open_split(self.data_set, self.split)
+        with contextlib.suppress(Exception):  # a broken record will be met again in its slot
+            decode(records[0])
+        return records
 
     def training_sample(self, place: int) -> Loaded:
         """The sample at a place of the endless order, with its `index`."""
@@ -148,8 +167,6 @@ class RecordReader:
         return sample, record
 
     def _fetch(self, number: int) -> Mapping[str, Any]:
-        if self._records is None:
-            self._records = open_split(self.data_set, self.split)
         for tries_left in reversed(range(_READ_TRIES)):
             try:
                 return self._records[number]
@@ -215,7 +232,8 @@ class BatchStream:
                 # Grain hands its own flags on to the workers, and absl wants them parsed by its own main.
                 flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, ahead // 2))
+                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, ahead // 2)),
+                worker_init_fn=follow_parent,
             )
         self._iterator = iter(dataset)
 
@@ -226,9 +244,16 @@ class BatchStream:
         """The next batch, and the records that were passed over in it.
 
         Raises:
-            ConfigError: a sample for which no readable record was found.
+            ConfigError: a sample for which no readable record was found, or a worker process that is gone.
         """
-        loaded = [Loaded(*next(self._iterator)) for _ in range(self._rows)]
+        try:
+            loaded = [Loaded(*next(self._iterator)) for _ in range(self._rows)]
+        except RuntimeError as error:
+            if "Worker process" not in str(error):
+                raise
+            raise ConfigError(
+                "data: a worker process was ended from outside, for want of memory perhaps; take fewer data.workers"
+            ) from None
         broken = [BrokenRecord(*record) for sample in loaded for record in sample.broken]
         return stack(loaded), broken
 
@@ -237,6 +262,25 @@ class BatchStream:
         self._iterator.close()
         # Grain's iterators close themselves again when they are collected, for which the interpreter's end is too late.
         del self._iterator
+
+
+def follow_parent(worker: int, workers: int) -> None:
+    """In a worker process: end when the process that started it ends, and at no signal that is meant for that one.
+
+    Ctrl-C and a cluster's SIGTERM reach every process; the training process then needs batches until it has made its
+    last step. If it is killed, that tells its workers nothing.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="follow-parent", daemon=True).start()
 
 
 def stack(loaded: Sequence[Loaded]) -> HostBatch:

@@ -30,6 +30,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from dtc_jax.config_base import ConfigError
+from dtc_jax.data.locations import is_remote
 from dtc_jax.data.masks import Box
 
 SCHEMA = 1
@@ -164,7 +165,7 @@ def find_data_set(path: str | os.PathLike[str]) -> DataSet:
     Raises:
         ConfigError: there is none, there are several, it is unfinished, or it has other features than this schema.
     """
-    if "://" in str(path):
+    if is_remote(path):
         raise ConfigError(f"data set {path}: is read from local or mounted storage; copy or mount it")
     root = Path(path)
     if not root.is_dir():

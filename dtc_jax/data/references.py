@@ -41,9 +41,17 @@ def frame_reference(
 
 
 def store_reference(reference: UInt8[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "r r 3"]:
-    """The reference as a record keeps it: clean, square, and at most `size` wide. Smaller ones keep their pixels."""
+    """The reference as a record keeps it: clean, square, and at most `size` wide. Smaller ones keep their pixels.
+
+    What trimming cuts off is made wholly white: JPEG would otherwise push some of an almost white margin below white,
+    and the hint, trimmed to what is not white, would be another than that of the photo itself.
+    """
     square = square_reference(clean_reference(reference))
-    return _resize(square, min(size, square.shape[0]))
+    square = _resize(square, min(size, square.shape[0]))
+    y0, x0, y1, x1 = trim_bounds(square)
+    white = np.full_like(square, 255)
+    white[y0:y1, x0:x1] = square[y0:y1, x0:x1]
+    return white
 
 
 def square_reference(reference: UInt8[np.ndarray, "h w c"], trim: bool = True) -> UInt8[np.ndarray, "s s 3"]:

@@ -14,7 +14,7 @@ from typing import Literal, NoReturn, get_args
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from dtc_jax.diffusion.schedule import NoiseSchedule, at_least_float32, signal_and_noise_scale
+from dtc_jax.diffusion.schedule import NoiseSchedule, at_least_float32, signal_and_noise_scale, snr
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
@@ -92,16 +92,14 @@ def min_snr_weight(
     Hang et al. 2023 (arXiv:2303.09556), section 3.4: min(SNR, gamma) for `sample`, over SNR for `epsilon`, over SNR + 1
     for `v_prediction`; SNR = abar_t / (1 - abar_t).
     """
-    signal_scale, noise_scale = signal_and_noise_scale(schedule, timesteps, 1)
-    signal, noise = jnp.square(signal_scale), jnp.square(noise_scale)
-    # Multiplied out by 1 - abar_t: there is no division by a signal of nothing.
-    limited = jnp.minimum(signal, gamma * noise)
+    ratio = snr(schedule, timesteps)
+    limited = jnp.minimum(ratio, gamma)
     if kind == "sample":
-        return limited / noise
-    if kind == "epsilon":
-        return jnp.minimum(1.0, gamma * noise / jnp.maximum(signal, jnp.finfo(signal.dtype).tiny))
-    if kind == "v_prediction":
         return limited
+    if kind == "epsilon":
+        return limited / ratio
+    if kind == "v_prediction":
+        return limited / (ratio + 1)
     _raise_unknown(kind)
 
 

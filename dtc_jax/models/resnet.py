@@ -84,5 +84,7 @@ class Upsample(nn.Module):
 def nearest_upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     """Every pixel becomes 2x2 equal ones."""
     batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-    return x.reshape(batch, 2 * height, 2 * width, channels)
+    # Not a broadcast: from one, XLA does not learn that the batch is split, and where the next kernel is split over
+    # devices too, it gathers the whole batch's pixels on each of them.
+    x = jnp.stack([x, x], axis=2).reshape(batch, 2 * height, width, channels)
+    return jnp.stack([x, x], axis=3).reshape(batch, 2 * height, 2 * width, channels)

@@ -1,9 +1,9 @@
 """How the processes of one run find each other: SLURM, Open MPI, Cloud TPU, Kubernetes, or flags.
 
 JAX's own runtime connects them (`jax.distributed.initialize`) and detects most clusters. Here is what it leaves open:
-how the GPUs of a machine are shared out when a launcher starts one process per machine, or binds GPUs to processes; Open
-MPI 5, which it does not recognise; whether there is a cluster at all; and an error of one line when the others do not
-come.
+how the GPUs of a machine are shared out when a launcher starts one process per machine, or binds GPUs to processes;
+Open MPI 5, which it does not recognise; whether there is a cluster at all; and an error of one line when the others do
+not come.
 """
 
 from __future__ import annotations

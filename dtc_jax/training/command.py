@@ -22,6 +22,7 @@ from dtc_jax.config import ConfigError, ExperimentConfig
 from dtc_jax.training.cluster import ClusterOptions, connect, launched, leave
 from dtc_jax.training.shared_folder import check_local_path, check_shared_folder
 from dtc_jax.training.step import NonFiniteError
+from dtc_jax.training.stopping import Stopped
 from dtc_jax.weights.model_folder import ModelFolderError
 
 
@@ -67,7 +68,11 @@ def usage(configs: dict[str, Path]) -> str:
 
 
 def main(argv: Sequence[str], config_dir: Path) -> int:
-    """Train what the command line names; returns the exit code (2 for errors of use, each one line)."""
+    """Train what the command line names; returns the exit code.
+
+    0: finished; 2: an error, or 1: a loss that is not finite, in one line; 143 or 130: stopped by SIGTERM or Ctrl-C,
+    and the same command goes on.
+    """
     configs = find_configs(config_dir)
     if not argv or argv[0] in ("-h", "--help"):
         print(usage(configs))
@@ -96,6 +101,10 @@ def main(argv: Sequence[str], config_dir: Path) -> int:
         run_with_prerequisites(arguments, configs)
     except (UsageError, ConfigError, ModelFolderError, OSError) as error:
         return failed(str(error).splitlines()[0], 2)
+    except Stopped as stopped:
+        # All processes stop together.
+        print(f"train.py: {stopped}; the same command goes on from there", file=sys.stderr)
+        return stopped.exit_code
     except NonFiniteError as error:
         return failed(str(error), 1)
     except KeyboardInterrupt:
@@ -184,8 +193,10 @@ def missing_stages(arguments: Arguments, configs: dict[str, Path]) -> list[str]:
 
 def run_with_prerequisites(arguments: Arguments, configs: dict[str, Path]) -> None:
     """Train the experiment, after its prerequisites (each once, in RUN/prerequisites/NAME) if no folder was given."""
+    from dtc_jax.training.checkpoints import quiet_orbax
     from dtc_jax.training.loop import train
 
+    quiet_orbax()
     config, run_dir = arguments.config, arguments.run_dir
     for name in missing_stages(arguments, configs):
         earlier = read_config(configs[name])[0]

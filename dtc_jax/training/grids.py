@@ -10,10 +10,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
+from PIL import Image
 
 from dtc_jax.config import ExperimentConfig
 from dtc_jax.data.sheets import contact_sheet
 from dtc_jax.inference.generate import generate, image_keys, sampler_settings
+from dtc_jax.training.files import written_beside
 from dtc_jax.training.sharding import replicated
 from dtc_jax.training.source import evaluation_batch
 
@@ -21,8 +23,8 @@ COLUMNS = ("scene", "mask", "reference", "hint", "result", "truth")
 
 
 @lru_cache(maxsize=1)
-def held_out_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
-    """The first held-out samples of the data set, on the host."""
+def grid_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
+    """What a grid shows, drawn once."""
     return evaluation_batch(config, config.training.sample_count)
 
 
@@ -32,17 +34,20 @@ def compiled_sampler(mesh: Mesh) -> Callable[..., Array]:
     return jax.jit(generate, static_argnames="settings", out_shardings=replicated(mesh))
 
 
-def write_sample_grid(config: ExperimentConfig, params: PyTree, path: Path, mesh: Mesh, write: bool = True) -> None:
+def write_sample_grid(
+    config: ExperimentConfig, params: PyTree, path: Path, mesh: Mesh, write: bool = True
+) -> Image.Image | None:
     """Sample held-out products with `params` and write scene, mask, reference, hint, result and truth side by side.
 
-    Every process must call it (sampling is a computation over all devices); the one with `write` writes the file.
+    Every process must call it (sampling is a computation over all devices); the one with `write` writes the file, and
+    gets the picture.
     """
-    batch = held_out_batch(config)
+    batch = grid_batch(config)
     keys = image_keys(config.training.seed, config.training.sample_count)
     sampler = compiled_sampler(mesh)
     result = sampler(params, batch, keys, config.sampling.guidance_scale, settings=sampler_settings(config))
     if not write:
-        return
+        return None
     truth, mask = batch["scene"], batch["mask"]
     images = np.asarray(result.addressable_data(0))
     painted = np.where(mask, np.round(images * 255).astype(np.uint8), truth)
@@ -50,6 +55,7 @@ def write_sample_grid(config: ExperimentConfig, params: PyTree, path: Path, mesh
     columns = (greyed, mask[..., 0] * np.uint8(255), batch["reference"], batch["hint"], painted, truth)
     rows = list(zip(*columns, strict=True))
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp.png")
-    contact_sheet(rows, COLUMNS).save(scratch)
-    scratch.replace(path)
+    grid = contact_sheet(rows, COLUMNS)
+    with written_beside(path) as scratch:
+        grid.save(scratch)
+    return grid

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from dtc_jax.config import ExperimentConfig
 from dtc_jax.training.broken_records import BrokenLog
 from dtc_jax.training.checkpoints import Checkpoints, abstract_state
+from dtc_jax.training.flops import train_flops_per_image
 from dtc_jax.training.grids import write_sample_grid
+from dtc_jax.training.hardware import accelerator
 from dtc_jax.training.initial import initial_params
-from dtc_jax.training.objective import Metrics
 from dtc_jax.training.params import split_trainable
 from dtc_jax.training.placement import place, stored_frozen, to_host
+from dtc_jax.training.profiling import Profile
 from dtc_jax.training.progress import Progress
 from dtc_jax.training.provenance import append_provenance
+from dtc_jax.training.rolling import make_evaluation
 from dtc_jax.training.run_directory import prepare_run_dir
 from dtc_jax.training.sharding import check_batch, make_mesh
 from dtc_jax.training.source import make_source
-from dtc_jax.training.step import check_finite
+from dtc_jax.training.step import TrainState, check_finite
+from dtc_jax.training.stopping import Stopped, StopRequest
 from dtc_jax.weights.model_folder import flatten_params, save_model_folder, unflatten_params
 
 logger = logging.getLogger("dtc_jax.train")
@@ -47,20 +52,25 @@ def train(
         devices: Where to train; None takes all devices of all processes.
 
     Returns:
-        All parameters with the moving average in place of the trained ones, as a nested dict on the host.
+        All parameters with the moving average in place of the trained ones, as a nested dict on the host of the first
+        process; nothing on the others.
 
     Raises:
         ConfigError: the configuration cannot work, or `run_dir` belongs to another one.
+        CheckpointError: a checkpoint could not be written or read.
         NonFiniteError: `training.max_nonfinite_steps` steps in a row came to nothing; the checkpoints stay.
+        Stopped: on SIGTERM or Ctrl-C, after a step and its checkpoint.
+        OSError: another file of the run could not be written.
     """
     main_process = jax.process_index() == 0
-    prepare_run_dir(config, run_dir, write=main_process)
     mesh = make_mesh(config.training.fsdp_devices, devices, config.training.slices)
     check_batch(config.training, mesh)
     source = make_source(config, mesh, BrokenLog(run_dir))
+    # Once it is known that there is something to train on: what is written here a later start must agree with.
+    prepare_run_dir(config, run_dir, write=main_process)
     key = jax.random.key(config.training.seed)
 
-    checkpoints = Checkpoints(run_dir, config.training.keep_checkpoints)
+    checkpoints = open_checkpoints(config, run_dir)
     latest = checkpoints.latest_step()
     resumed = latest is not None
     params = flatten_params(initial_params(config, jax.random.fold_in(key, 0), init_from, resumed))
@@ -70,6 +80,7 @@ def train(
     if latest is not None:
         frozen = stored_frozen(run_dir, frozen)
     train_step, state, frozen = place(config, mesh, trainable, frozen)
+    evaluate = make_evaluation(config, mesh) if config.training.evaluate_every else None
     logger.info(
         "%s: %s trainable and %s frozen parameters on %d %s device(s), mesh %s",
         config.name,
@@ -81,63 +92,133 @@ def train(
     )
 
     if frozen and latest is None:
-        whole = to_host(frozen, mesh)
+        whole = to_host(frozen, mesh, keep=main_process)
         if main_process:
             save_model_folder(run_dir / "frozen", config, whole)
         del whole
-    # Closed whatever happens: an interrupted run finishes the checkpoint that it is writing.
-    with closing(checkpoints), closing(source):
+    with ExitStack() as closing:
+        stop = closing.enter_context(StopRequest())
+        # Whatever happens: an interrupted run finishes the checkpoint that it is writing.
+        closing.callback(checkpoints.close)
+        closing.callback(source.close)
         if latest is not None:
-            target = abstract_state(state, jax.tree.map(lambda leaf: leaf.sharding, state))
-            # Let go first: the devices need not hold the state twice.
-            del state
-            state = checkpoints.restore(target, latest)
-            logger.info("resumed from step %d", latest)
+            state, start = resume(checkpoints, state, config)
+            logger.info("resumed from step %d", start)
+        else:
+            start = 0
 
-        start, total = int(state.step), config.training.steps
+        total, due = config.training.steps, Due(config)
         if main_process:
             append_provenance(run_dir, start)
             if start < total:
                 # What an earlier, shorter run exported; the checkpoints hold the same and go on.
                 shutil.rmtree(run_dir / "model", ignore_errors=True)
-        progress = Progress(run_dir, total, start, config.training.batch_size, write=main_process)
+        progress = open_progress(config, run_dir, start, mesh)
+        closing.callback(progress.close)
+        profile = Profile(run_dir, config.training)
+        closing.callback(profile.close)
         noise_key = jax.random.fold_in(key, 1)
-        pending: tuple[int, Metrics] | None = None
-
-        def report_pending() -> None:
-            if pending is not None:
-                numbers = {name: float(value) for name, value in pending[1].items()}
-                progress.report(pending[0], numbers)
-                check_finite(numbers, config)
 
         for step in range(start, total):
+            profile.before(step + 1, state)
             state, metrics = train_step(state, frozen, source(step), noise_key)
             # Numbers of the last line are fetched only after this step has been dispatched: no wait in the loop.
-            report_pending()
+            check_finite(progress.flush(), config)
+            progress.advance()
             done = step + 1
-            pending = (done, metrics) if done % config.training.log_every == 0 or done == total else None
-            saving = done % config.training.checkpoint_every == 0 or done == total
-            if saving:
-                # The line first: a run that is killed after the checkpoint resumes behind it.
-                report_pending()
-                pending = None
-            began = time.perf_counter()
-            if saving:
-                checkpoints.save(state, config, done)
-            if (
-                config.stage == "diffusion"
-                and config.training.sample_every
-                and done % config.training.sample_every == 0
-            ):
-                averaged = unflatten_params({**frozen, **state.averaged})
-                path = run_dir / "samples" / f"{done:08d}.png"
-                write_sample_grid(config, averaged, path, mesh, write=main_process)
-            progress.skip_time(time.perf_counter() - began)
+            profile.after(done, metrics)
+            if due.line(done):
+                progress.hold(done, metrics)
+            stopping = stop.reached(done)
+            if not (due.anything(done) or stopping):
+                continue
 
-    final = to_host({**frozen, **state.averaged}, mesh)
+            # The line first: a run that is killed after the checkpoint resumes behind it.
+            check_finite(progress.flush(), config)
+            jax.block_until_ready(metrics)
+            checkpoints.check()
+            with progress.paused():
+                scores = None
+                # A preempted run has little time: what was due is left out, and the checkpoint comes first.
+                if evaluate is not None and due.evaluation(done) and not stopping:
+                    scores = evaluate(state.averaged, frozen)
+                    progress.report_evaluation(done, scores)
+                if due.grid(done) and not stopping:
+                    averaged = unflatten_params({**frozen, **state.averaged})
+                    path = run_dir / "samples" / f"{done:08d}.png"
+                    grid = write_sample_grid(config, averaged, path, mesh, write=main_process)
+                    progress.report_grid(done, grid)
+                if due.checkpoint(done) or stopping:
+                    checkpoints.save(state, config, done, scores)
+            if stopping:
+                closing.close()  # the checkpoint is complete before anybody hears that the run has stopped
+                raise Stopped(done, stop.signal_number)
+        best = checkpoints.best_step()
+        if best is not None:
+            logger.info("best by %s: %s", config.training.best_metric, run_dir / "checkpoints" / str(best))
+
+    final = to_host({**frozen, **state.averaged}, mesh, keep=main_process)
     if main_process:
         save_model_folder(run_dir / "model", config, final)
         logger.info("finished: %s", run_dir / "model")
     # The next stage reads this folder on every process.
     multihost_utils.sync_global_devices("model saved")
     return final
+
+
+@dataclass(frozen=True)
+class Due:
+    """What there is to do after a step; the last one has its line and its checkpoint in any case."""
+
+    config: ExperimentConfig
+
+    def line(self, done: int) -> bool:
+        """A line of metrics."""
+        return done % self.config.training.log_every == 0 or done == self.config.training.steps
+
+    def checkpoint(self, done: int) -> bool:
+        """A checkpoint."""
+        return done % self.config.training.checkpoint_every == 0 or done == self.config.training.steps
+
+    def evaluation(self, done: int) -> bool:
+        """A rolling evaluation."""
+        every = self.config.training.evaluate_every
+        return every > 0 and done % every == 0
+
+    def grid(self, done: int) -> bool:
+        """A sample grid."""
+        every = self.config.training.sample_every
+        return self.config.stage == "diffusion" and every > 0 and done % every == 0
+
+    def anything(self, done: int) -> bool:
+        """Anything but a line: training pauses."""
+        return self.checkpoint(done) or self.evaluation(done) or self.grid(done)
+
+
+def open_checkpoints(config: ExperimentConfig, run_dir: Path) -> Checkpoints:
+    """The run's checkpoints, kept as the configuration says."""
+    training = config.training
+    return Checkpoints(run_dir, training.keep_checkpoints, training.keep_best, training.best_metric)
+
+
+def resume(checkpoints: Checkpoints, state: TrainState, config: ExperimentConfig) -> tuple[TrainState, int]:
+    """The newest checkpoint in the place of a fresh state, whose memory it takes."""
+    target = abstract_state(state, jax.tree.map(lambda leaf: leaf.sharding, state))
+    jax.tree.map(lambda leaf: leaf.delete(), state)
+    return checkpoints.restore_newest(target, config)
+
+
+def open_progress(config: ExperimentConfig, run_dir: Path, start: int, mesh: Mesh) -> Progress:
+    """The run's lines; with MFU where the peak of the devices is known."""
+    training = config.training
+    known = accelerator(mesh.devices.flat[0].device_kind)
+    share = None if known is None else train_flops_per_image(config) / (known.peak_flops * mesh.size)
+    return Progress(
+        run_dir,
+        training.steps,
+        start,
+        training.batch_size,
+        write=jax.process_index() == 0,
+        flops_share=share,
+        tensorboard=training.tensorboard,
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,11 +109,27 @@ def put(tree: PyTree, sharding: Sharding) -> PyTree:
     return jax.tree.map(put_leaf, tree)
 
 
-def to_host(flat: FlatParams, mesh: Mesh) -> PyTree:
-    """Gather a flat dict onto every process's host as a nested dict."""
-    gather = jax.jit(lambda leaf: leaf, out_shardings=replicated(mesh))
+def to_host(flat: FlatParams, mesh: Mesh, keep: bool = True) -> PyTree:
+    """Gather a flat dict onto the host as a nested dict.
+
+    Args:
+        flat: Arrays on the mesh.
+        mesh: The mesh.
+        keep: Every process must call this; those that do not keep the arrays hold one at a time and return nothing.
+    """
+    gather, whole = gatherer(mesh), {}
     # One array at a time: the whole tree need not fit on a device.
-    return unflatten_params({path: np.asarray(gather(leaf).addressable_data(0)) for path, leaf in flat.items()})
+    for path, leaf in flat.items():
+        gathered = gather(leaf)
+        if keep:
+            whole[path] = np.asarray(gathered.addressable_data(0))
+    return unflatten_params(whole)
+
+
+@lru_cache(maxsize=1)
+def gatherer(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """Makes a whole copy of an array on every device; compiled once for each shape and sharding."""
+    return jax.jit(lambda leaf: leaf, out_shardings=replicated(mesh))
 
 
 def stored_frozen(run_dir: Path, frozen: FlatParams) -> FlatParams:

@@ -21,6 +21,7 @@ from dtc_jax.config import ConfigError, ExperimentConfig
 from dtc_jax.training.command import find_configs, read_config
 from dtc_jax.training.hardware import ACCELERATORS, GIB, Accelerator, accelerator, accelerator_named
 from dtc_jax.training.planning import Compiled, Plan, make_plan, topology_devices
+from dtc_jax.training.sharding import make_mesh
 
 PROGRAM = "python -m dtc_jax.training.plan"
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -44,6 +45,8 @@ class Arguments:
     """Compile once more with another batch, and say what the largest is that fits."""
     json: bool = False
     """Print JSON instead of tables."""
+    hlo: Path | None = None
+    """File for the compiled program's text, for a closer look at what it exchanges and keeps."""
     config: Annotated[ExperimentConfig, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
     """The experiment, field by field."""
 
@@ -55,6 +58,9 @@ def main(argv: Sequence[str]) -> int:
         print(usage(configs))
         return 0 if argv else 2
     name = argv[0]
+    if not configs:
+        print(f"plan: no experiments in {CONFIGS}: run it from a checkout of the project", file=sys.stderr)
+        return 2
     if name not in configs:
         print(f"plan: no experiment {name!r}; there are: {', '.join(configs)}", file=sys.stderr)
         return 2
@@ -88,15 +94,26 @@ def plan_of(arguments: Arguments) -> Plan:
         ConfigError: no devices, two kinds of them, or none that fit the experiment.
     """
     devices, kind, target = target_devices(arguments)
+    training = arguments.config.training
     batch = arguments.per_device_batch
     if batch is None:
-        batch = max(1, arguments.config.training.batch_size // len(devices))
-    if batch < 1:
-        raise ConfigError(f"--per-device-batch = {batch} must be at least 1")
-    other = (batch // 2 or 2) if arguments.largest else None
+        batch, rest = divmod(training.batch_size, len(devices))
+        if rest:
+            raise ConfigError(
+                f"training.batch_size = {training.batch_size} does not split over {len(devices)} devices: "
+                "name --per-device-batch"
+            )
+    parts = training.accumulation_steps
+    if batch < 1 or batch % parts:
+        raise ConfigError(
+            f"--per-device-batch = {batch} must be at least 1 and a multiple of training.accumulation_steps = {parts}"
+        )
+    other = (batch // parts // 2 or 2) * parts if arguments.largest else None
+    # Refused before minutes of compiling.
+    make_mesh(training.fsdp_devices, devices)
     times = "twice" if other else "once"
     print(f"compiling for {target}, {times}: minutes each at full size", file=sys.stderr, flush=True)
-    return make_plan(arguments.config, devices, kind, target, batch, other)
+    return make_plan(arguments.config, devices, kind, target, batch, other, hlo=arguments.hlo)
 
 
 def target_devices(arguments: Arguments) -> tuple[list[jax.Device], Accelerator, str]:
@@ -115,7 +132,10 @@ def target_devices(arguments: Arguments) -> tuple[list[jax.Device], Accelerator,
         devices = topology_devices(arguments.topology, arguments.slices)
         found = accelerator(devices[0].device_kind)
         if found is None:
-            raise ConfigError(f"--topology: memory and peak of {devices[0].device_kind} are not in hardware.py")
+            raise ConfigError(
+                f"--topology {arguments.topology}: memory and peak of {devices[0].device_kind} are not known: add them "
+                "to dtc_jax/training/hardware.py"
+            )
         name = arguments.topology if arguments.slices == 1 else f"{arguments.slices} slices of {arguments.topology}"
         return devices, found, name
     assert arguments.devices is not None
@@ -157,7 +177,7 @@ def report(plan: Plan) -> str:
             f"largest per-device batch on the line through {plan.other.per_device_batch} ({size(plan.other.needed)}) "
             f"and {plan.compiled.per_device_batch} ({size(plan.compiled.needed)}): {plan.largest}",
         ]
-    if "x" in plan.target.split() and "libtpu" not in plan.target:
+    if plan.virtual:
         lines += ["", CPU_CAVEAT]
     lines += ["", "compiled in " + " and ".join(f"{c.seconds:.0f} s" for c in (plan.compiled, plan.other) if c)]
     lines[-1] += " by " + ", ".join(f"{name} {version}" for name, version in plan.versions.items())
@@ -165,8 +185,9 @@ def report(plan: Plan) -> str:
 
 
 CPU_CAVEAT = """\
-Parameters, optimizer and frozen networks are exact. The activations are the CPU compiler's, which fuses less than a
-GPU's, and computes some bfloat16 operations in float32: take them for an upper bound."""
+Parameters, average, optimizer and frozen networks are exact. The activations are the CPU compiler's, which fuses less
+than a GPU's and computes some bfloat16 operations in float32; the tables of attention, which CPUs do without, are an
+estimate beside them."""
 
 
 def memory_lines(compiled: Compiled, available: str, bytes_available: int) -> list[str]:
@@ -176,7 +197,7 @@ def memory_lines(compiled: Compiled, available: str, bytes_available: int) -> li
         return [f"{'peak':14} {size(compiled.needed)} of {available}: {verdict} (the compiler gave up)"]
     parts = dataclasses.asdict(compiled.memory)
     peak = parts.pop("peak")
-    lines = [f"{name:14} {size(value)}" for name, value in parts.items()]
+    lines = [f"{name:14} {size(value)}" for name, value in parts.items() if value or name != "attention"]
     return [*lines, f"{'peak':14} {size(peak)} of {available}: {verdict}"]
 
 

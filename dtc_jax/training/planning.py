@@ -7,14 +7,18 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import topologies
 
 from dtc_jax.config import ConfigError, ExperimentConfig
+from dtc_jax.models.attention import LONG_SCORES
 from dtc_jax.training.collectives import Exchange, collectives
 from dtc_jax.training.flops import train_flops_per_image
 from dtc_jax.training.hardware import Accelerator
@@ -48,6 +52,7 @@ class Memory:
         frozen: Frozen networks.
         batch: The device's part of the batch.
         activations: The compiler's temporaries: activations, gradients, gathered parameters.
+        attention: Estimate of the tables of scores of the longest attention, where CPUs stand in for accelerators.
         program: The program itself, where it lies in the same memory (TPUs).
         other: What the compiler adds to arguments and results, mostly padding of layouts.
         peak: Arguments, results, temporaries and program, less what results and arguments share.
@@ -59,6 +64,7 @@ class Memory:
     frozen: int
     batch: int
     activations: int
+    attention: int
     program: int
     other: int
     peak: int
@@ -114,21 +120,38 @@ def with_per_device_batch(config: ExperimentConfig, per_device_batch: int, devic
     return dataclasses.replace(config, training=training)
 
 
-def compile_step(config: ExperimentConfig, devices: Sequence[jax.Device]) -> Compiled:
+def compile_step(
+    config: ExperimentConfig,
+    devices: Sequence[jax.Device],
+    options: Mapping[str, Any] | None = None,
+    hlo: Path | None = None,
+) -> Compiled:
     """Compile the train step for devices that need not exist, and measure the program.
+
+    Args:
+        config: The experiment, with its global batch.
+        devices: What to compile for.
+        options: The compiler's, if not its defaults.
+        hlo: File for the text of the compiled program; None for none.
 
     Raises:
         ConfigError: the mesh or the batch does not fit the devices.
     """
-    import time
-
     began = time.perf_counter()
     step = lower_train_step(config, make_mesh(config.training.fsdp_devices, devices))
     per_device_batch = config.training.batch_size // len(devices)
+    state, placed = step.sharded.state_shapes, step.sharded.state_sharding
+    held = {
+        "parameters": bytes_per_device(state.params, placed.params),
+        "ema": bytes_per_device(state.ema, placed.ema),
+        "optimizer": bytes_per_device(state.opt_state, placed.opt_state),
+        "frozen": bytes_per_device(step.frozen, step.sharded.frozen_sharding),
+        "batch": bytes_per_device(step.batch, step.sharded.batch_sharding),
+    }
     try:
-        compiled = step.lowered.compile()
+        compiled = step.lowered.compile(compiler_options=None if options is None else dict(options))
     except jax.errors.JaxRuntimeError as error:
-        needed = needed_memory(str(error))
+        needed = needed_memory(str(error), sum(held.values()))
         if needed is None:
             raise
         return Compiled(
@@ -139,23 +162,26 @@ def compile_step(config: ExperimentConfig, devices: Sequence[jax.Device]) -> Com
             unknown_loops=0,
             seconds=time.perf_counter() - began,
         )
-    state, placed = step.sharded.state_shapes, step.sharded.state_sharding
-    held = {
-        "parameters": bytes_per_device(state.params, placed.params),
-        "ema": bytes_per_device(state.ema, placed.ema),
-        "optimizer": bytes_per_device(state.opt_state, placed.opt_state),
-        "frozen": bytes_per_device(step.frozen, step.sharded.frozen_sharding),
-        "batch": bytes_per_device(step.batch, step.sharded.batch_sharding),
-    }
     analysis = compiled.memory_analysis()
     program = analysis.generated_code_size_in_bytes
     kept = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     temporary = analysis.temp_size_in_bytes
-    peak = kept + temporary + program
-    exchanges, unknown_loops = collectives(compiled.as_text())
+    attention = attention_tables(config, per_device_batch) if devices[0].platform == "cpu" else 0
+    peak = kept + temporary + attention + program
+    text = compiled.as_text()
+    if hlo is not None:
+        hlo.write_text(text)
+    exchanges, unknown_loops = collectives(text)
     return Compiled(
         per_device_batch=per_device_batch,
-        memory=Memory(**held, activations=temporary, program=program, other=kept - sum(held.values()), peak=peak),
+        memory=Memory(
+            **held,
+            activations=temporary,
+            attention=attention,
+            program=program,
+            other=kept - sum(held.values()),
+            peak=peak,
+        ),
         needed=peak,
         exchanges=exchanges,
         unknown_loops=unknown_loops,
@@ -163,14 +189,37 @@ def compile_step(config: ExperimentConfig, devices: Sequence[jax.Device]) -> Com
     )
 
 
-def needed_memory(message: str) -> int | None:
-    """Bytes that a compiler wanted, from its message that there are not as many; None if it says something else."""
+def attention_tables(config: ExperimentConfig, per_device_batch: int) -> int:
+    """Bytes of the tables that the longest attention of the U-Net works with on an accelerator.
+
+    CPUs go block by block there and have none. Of scores and their gradient in float32, and weights in bfloat16, one
+    each: what one transformer has at a time, with `training.remat` or without.
+    """
+    model = config.model
+    if config.stage != "diffusion":
+        return 0
+    side = model.image_size // model.vae.factor
+    lengths = [(side >> level) ** 2 for level, attends in enumerate(model.unet.attention_levels) if attends]
+    longest = max(lengths, default=0)
+    if longest**2 < LONG_SCORES:
+        return 0
+    samples = -(-per_device_batch // config.training.accumulation_steps)
+    return samples * model.unet.num_attention_heads * longest**2 * (4 + 4 + 2)
+
+
+def needed_memory(message: str, held: int) -> int | None:
+    """Bytes that a compiler wanted, from its message that there are not as many; None if it says something else.
+
+    Args:
+        message: Of the compiler's error.
+        held: What state, frozen networks and batch take: one of its messages is of the temporaries alone.
+    """
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    for pattern in (r"Used ([\d.]+)([KMGT]) of", r"HLO temporaries \(([\d.]+)([KMGT])\)"):
+    for pattern, beside in ((r"Used ([\d.]+)([KMGT]) of", 0), (r"HLO temporaries \(([\d.]+)([KMGT])\)", held)):
         if found := re.search(pattern, message):
-            return int(float(found.group(1)) * units[found.group(2)])
+            return int(float(found.group(1)) * units[found.group(2)]) + beside
     return None
 
 
@@ -207,6 +256,7 @@ class Plan:
         largest: Largest per-device batch that fits.
         flops_per_image: Matrix operations of one sample, forward and backward.
         fastest_step: Seconds of a step at the chip's peak: no step is faster.
+        virtual: CPUs stood in for the devices.
         versions: Of what compiled it.
     """
 
@@ -220,6 +270,7 @@ class Plan:
     largest: int | None
     flops_per_image: float
     fastest_step: float
+    virtual: bool
     versions: dict[str, str]
 
 
@@ -230,6 +281,8 @@ def make_plan(
     target: str,
     per_device_batch: int,
     other_batch: int | None,
+    options: Mapping[str, Any] | None = None,
+    hlo: Path | None = None,
 ) -> Plan:
     """Compile once, or twice for the largest batch that fits, and put the numbers together.
 
@@ -240,16 +293,18 @@ def make_plan(
         target: How the devices were named.
         per_device_batch: Samples of each device.
         other_batch: Another such number for the line; None for no line.
+        options: The compiler's, if not its defaults.
+        hlo: File for the text of the program that was asked for; None for none.
 
     Raises:
         ConfigError: the mesh does not fit the devices.
     """
     count = len(devices)
     asked = with_per_device_batch(config, per_device_batch, count)
-    compiled = compile_step(asked, devices)
+    compiled = compile_step(asked, devices, options, hlo)
     other = None
     if other_batch is not None:
-        other = compile_step(with_per_device_batch(config, other_batch, count), devices)
+        other = compile_step(with_per_device_batch(config, other_batch, count), devices, options)
     flops = train_flops_per_image(asked)
     return Plan(
         name=config.name,
@@ -262,14 +317,13 @@ def make_plan(
         largest=None if other is None else largest_batch(compiled, other, accelerator.memory_bytes),
         flops_per_image=flops,
         fastest_step=flops * per_device_batch / accelerator.peak_flops,
+        virtual=devices[0].platform == "cpu",
         versions=versions(),
     )
 
 
 def versions() -> dict[str, str]:
     """Versions of jax, jaxlib and, where it is installed, libtpu."""
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {}
     for name in ("jax", "jaxlib", "libtpu"):
         try:

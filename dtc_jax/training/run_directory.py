@@ -8,6 +8,7 @@ from typing import Any
 
 from dtc_jax.config import ConfigError, ExperimentConfig, config_to_json, load_config
 from dtc_jax.data.records import find_data_set
+from dtc_jax.training.files import write_text
 
 
 def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> None:
@@ -51,10 +52,13 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> Non
             "give data.path that one, or use another --run-dir"
         )
     if write:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_beside(path, config_to_json(config))
-        if described:
-            write_beside(data_path, json.dumps(described, indent=2) + "\n")
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            write_text(path, config_to_json(config))
+            if described:
+                write_text(data_path, json.dumps(described, indent=2) + "\n")
+        except OSError as error:
+            raise ConfigError(f"{run_dir}: cannot be written ({error.strerror}); use another --run-dir") from None
 
 
 def describe_data_set(config: ExperimentConfig) -> dict[str, Any]:
@@ -73,10 +77,3 @@ def describe_data_set(config: ExperimentConfig) -> dict[str, Any]:
 def _in_words(described: dict[str, Any]) -> str:
     name, version, size, records = described.values()
     return f"{name} {version} ({records} records of {size} pixels)"
-
-
-def write_beside(path: Path, text: str) -> None:
-    """Write a file under another name and rename it."""
-    scratch = path.with_suffix(path.suffix + ".tmp")
-    scratch.write_text(text)
-    scratch.replace(path)

@@ -6,7 +6,7 @@ A `BatchSource` returns the global batch of a step as arrays sharded over the me
 from __future__ import annotations
 
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -97,19 +97,19 @@ class GeneratedSource:
         """Nothing works in the background."""
 
 
-def evaluation_batch(config: ExperimentConfig, count: int) -> dict[str, np.ndarray]:
+def evaluation_batch(config: ExperimentConfig, count: int) -> dict[str, Any]:
     """The first `count` held-out samples, the same on every process and at every call.
 
     Of a data set of records they are the first of `data.evaluation_split`, not augmented, fine and box masks in turn; a
     split with fewer starts again.
 
     Returns:
-        Host arrays `scene`, `mask`, `reference`, `hint` [count, ...], uint8.
+        Host arrays `scene`, `mask`, `reference`, `hint` [count, ...], uint8; for the stage `vgg` its `labels`.
 
     Raises:
         ConfigError: no such data set or split.
     """
-    names = ("scene", "mask", "reference", "hint")
+    names = ("scene", "mask", "reference", "hint", *(["labels"] if config.stage == "vgg" else []))
     if config.data.kind == "records":
         batch, broken = evaluation_records(config.data, config.model, count)
         for record in broken:
@@ -118,7 +118,7 @@ def evaluation_batch(config: ExperimentConfig, count: int) -> dict[str, np.ndarr
 
     # One compiled function: every operation by itself would compile for minutes.
     @jax.jit
-    def draw() -> dict[str, Array]:
+    def draw() -> dict[str, Any]:
         batch = sample_batch(
             config.data.seed,
             0,

@@ -146,13 +146,13 @@ def check_finite(metrics: Mapping[str, float | Float[Array, ""]], config: Experi
     """Stop a run that has come to nothing.
 
     Args:
-        metrics: Of a step, fetched.
+        metrics: Of a step, fetched; none where there is no line.
         config: The experiment.
 
     Raises:
         NonFiniteError: as many steps in a row as `training.max_nonfinite_steps` were skipped.
     """
-    in_a_row, limit = int(metrics["nonfinite_in_a_row"]), config.training.max_nonfinite_steps
+    in_a_row, limit = int(metrics.get("nonfinite_in_a_row", 0)), config.training.max_nonfinite_steps
     if in_a_row >= limit:
         raise NonFiniteError(
             f"loss or gradient was not finite in {in_a_row} steps in a row (training.max_nonfinite_steps = {limit}); "

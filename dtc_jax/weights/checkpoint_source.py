@@ -17,7 +17,7 @@ from dtc_jax.weights.model_folder import (
     load_config_of,
     resolve_checkpoint,
 )
-from dtc_jax.weights.run_folder import is_unfinished_run, load_run_folder
+from dtc_jax.weights.run_folder import is_unfinished_run, load_run_folder, split_step
 from dtc_jax.weights.sources import Source, read_sources
 from dtc_jax.weights.tensors import ArraySource, SafetensorsFile, TensorSource, WeightsError
 
@@ -69,7 +69,8 @@ def open_checkpoint(path: Path | None, weights: Weights | None = None) -> Checkp
         networks: dict[str, TensorSource] = {
             name: ArraySource(flatten_params(network), path) for name, network in params.items()
         }
-        folders = [path / "frozen", path]
+        run, _ = split_step(path)
+        folders = [run / "frozen", run]
     else:
         folder = resolve_checkpoint(path)
         if weights == "params":

@@ -64,7 +64,8 @@ def run_folder(folder: Path) -> Inspection:
     for name in sorted({path.partition("/")[0] for path in arrays}):
         own = {path.partition("/")[2]: array for path, array in arrays.items() if path.startswith(f"{name}/")}
         parts.append(_own_part(where, name, ArraySource(own, where), shapes))
-    details = f"unfinished, newest checkpoint at step {step} (moving average); {_experiment(config)}"
+    weights = "moving average" if config.ema.enabled else "parameters"
+    details = f"unfinished, newest checkpoint at step {step} ({weights}); {_experiment(config)}"
     return Inspection(folder, "run folder", [*parts, *_missing(where, config, parts)], {}, details)
 
 
@@ -74,7 +75,11 @@ def _experiment(config: ExperimentConfig) -> str:
 
 
 def _shapes(config: ExperimentConfig) -> dict[str, Shapes]:
-    return {name: flax_shapes(tree) for name, tree in DiffuseToChoose(config.model).shapes().items()}
+    model = DiffuseToChoose(config.model)
+    shapes = model.shapes()
+    if config.loss.perceptual_decoder == "taesd":
+        shapes["taesd"] = model.taesd_shapes()
+    return {name: flax_shapes(tree) for name, tree in shapes.items()}
 
 
 def _files(folder: Path, config: ExperimentConfig) -> list[Part]:

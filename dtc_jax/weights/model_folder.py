@@ -130,6 +130,7 @@ def save_model_folder(
 
     Raises:
         ModelFolderError: the destination exists and is not a model folder, or a value is out of the type's range.
+        OSError: the files cannot be written (a full disk); nothing is left of them, and an older folder is as it was.
     """
     target = Path(directory)
     if target.exists() and not is_model_folder(target) and not (target.is_dir() and not any(target.iterdir())):
@@ -143,6 +144,8 @@ def save_model_folder(
         for name, arrays in networks.items():
             safetensors.numpy.save_file(arrays, temporary / f"{name}.safetensors", metadata={"format": "flax"})
         _replace_folder(temporary, target)
+    except safetensors.SafetensorError as error:  # its form of a full disk
+        raise OSError(f"{target}: cannot be written ({_one_line(error)})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target

@@ -8,6 +8,8 @@ with everything, the moving average in the trained networks' place).
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +20,7 @@ from orbax.checkpoint import checkpoint_utils
 
 from dtc_jax.config import ExperimentConfig
 from dtc_jax.weights.model_folder import (
+    CONFIG_FILE,
     ModelFolderError,
     Params,
     cast_params,
@@ -40,7 +43,8 @@ def load_checkpoint(
 
     Args:
         path: A model folder, a run folder (finished: its `model/`; unfinished: the moving average of its newest
-            checkpoint), or None for the shipped model.
+            checkpoint), one checkpoint of a run (`RUN/checkpoints/STEP`: its moving average), or None for the shipped
+            model.
         dtype: Convert floating-point arrays to this type; None keeps the stored one.
         networks: Read these only; None reads all.
 
@@ -62,34 +66,45 @@ def checkpoint_config(path: str | os.PathLike[str] | None = None) -> ExperimentC
         ModelFolderError: nothing of the kind.
     """
     if path is not None and is_unfinished_run(Path(path)):
-        return load_config_of(Path(path))
+        return load_config_of(split_step(Path(path))[0])
     return load_config_of(resolve_checkpoint(path))
 
 
 def is_unfinished_run(folder: Path) -> bool:
-    """Whether the folder is a run that has not exported its model yet."""
-    return (folder / "checkpoints").is_dir() and not is_model_folder(folder / "model")
+    """Whether the folder is a run that has not exported its model yet, or one checkpoint of a run."""
+    return split_step(folder)[1] is not None or (
+        (folder / "checkpoints").is_dir() and not is_model_folder(folder / "model")
+    )
+
+
+def split_step(path: Path) -> tuple[Path, int | None]:
+    """The run folder and the step of `RUN/checkpoints/STEP`; other paths as they are, and None."""
+    folder = path.absolute()
+    if folder.name.isdigit() and folder.parent.name == "checkpoints" and (folder.parent.parent / CONFIG_FILE).is_file():
+        return path.parent.parent if len(path.parts) > 2 else folder.parent.parent, int(folder.name)
+    return path, None
 
 
 def load_run_folder(folder: Path, weights: Literal["ema", "params"] = "ema") -> tuple[ExperimentConfig, Params]:
     """What a run's newest checkpoint holds, with its frozen networks, as numpy arrays.
 
     Args:
-        folder: The run folder.
+        folder: The run folder, or one of its checkpoints, `RUN/checkpoints/STEP`.
         weights: The moving average of the trained parameters, or the parameters themselves, which is what there is in a
             run without an average.
 
     Raises:
-        ModelFolderError: the run has written no checkpoint yet.
+        ModelFolderError: the run has written no checkpoint yet, or the checkpoint is absent or cannot be read.
     """
-    config = load_config_of(folder)
+    config = load_config_of(split_step(folder)[0])
     if not config.ema.enabled:
         weights = "params"
     step, stored = stored_arrays(folder, weights)
+    folder, _ = split_step(folder)
     if step is None:
         raise ModelFolderError(f"{folder}: this run has written no checkpoint yet")
     item = (folder / "checkpoints").absolute() / str(step) / "state"
-    with ocp.PyTreeCheckpointer() as reader:
+    with _readable(item.parent), ocp.PyTreeCheckpointer() as reader:
         wanted = {weights: {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in stored.items()}}
         restored = reader.restore(
             item,
@@ -109,17 +124,35 @@ def stored_arrays(folder: Path, weights: Literal["ema", "params"] = "ema") -> tu
     """What a run's newest checkpoint holds, by shapes and types alone.
 
     Args:
-        folder: The run folder.
+        folder: As for `load_run_folder`.
         weights: As for `load_run_folder`.
 
     Returns:
         The checkpoint's step (None: there is none yet), and {Flax path: something with `shape` and `dtype`}.
+
+    Raises:
+        ModelFolderError: the checkpoint is absent or cannot be read.
     """
-    with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
-        step = manager.latest_step()
-        if step is None:
+    folder, step = split_step(folder)
+    checkpoints = (folder / "checkpoints").absolute()
+    steps = sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+    if step is not None and step not in steps:
+        there = ", ".join(map(str, steps)) or "none"
+        raise ModelFolderError(f"{checkpoints / str(step)}: no such checkpoint; there is {there}")
+    if step is None:
+        if not steps:
             return None, {}
-        item = manager.directory / str(step) / "state"
-    with ocp.PyTreeCheckpointer() as reader:
-        tree = reader.metadata(item).item_metadata.tree
+        step = steps[-1]
+    with _readable(checkpoints / str(step)), ocp.PyTreeCheckpointer() as reader:
+        tree = reader.metadata(checkpoints / str(step) / "state").item_metadata.tree
         return step, dict(tree.get(weights) or tree["params"])
+
+
+@contextmanager
+def _readable(checkpoint: Path) -> Iterator[None]:
+    """Whatever Orbax raises on a damaged checkpoint, as one line."""
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise ModelFolderError(f"{checkpoint}: cannot be read ({text}); name another checkpoint of the run") from error

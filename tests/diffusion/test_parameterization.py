@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dtc_jax.diffusion import add_noise, predict_noise, predict_x0, scaled_linear_schedule, training_target
+from dtc_jax.diffusion.parameterization import min_snr_weight
 
 SCHEDULE = scaled_linear_schedule()
 KINDS = ["epsilon", "v_prediction", "sample"]
@@ -86,3 +87,22 @@ def test_unknown_kinds_are_refused(function):
     with pytest.raises(ValueError, match="epsilon, v_prediction, sample"):
         # unwrap: past the run-time type check, which would speak first in tests.
         inspect.unwrap(function)("score", draw(0), draw(1), SCHEDULE, TIMESTEPS)
+
+
+@pytest.mark.parametrize("gamma", [0.3, 5.0])
+def test_min_snr_weight_is_the_same_for_every_parameterization(gamma: float) -> None:
+    """Hang et al. 2023: whatever is predicted, the squared error of x0 weighs min(SNR, gamma)."""
+    timesteps = jnp.array([0, 50, 400, 999])
+    abar = np.asarray(SCHEDULE.alphas_cumprod, np.float64)[np.asarray(timesteps)]
+    ratio = abar / (1 - abar)
+    random = np.random.default_rng(0)
+    latents, noise = (jnp.asarray(random.normal(size=(4, 2, 2, 3)), jnp.float32) for _ in range(2))
+    noisy = add_noise(SCHEDULE, latents, noise, timesteps)
+    for kind in KINDS:
+        target = training_target(kind, latents, noise, SCHEDULE, timesteps)
+        output = target + 0.1 * jnp.asarray(random.normal(size=target.shape), jnp.float32)
+        x0_hat = predict_x0(kind, output, noisy, SCHEDULE, timesteps)
+        of_x0 = np.square(x0_hat - latents).sum((1, 2, 3))
+        of_output = np.square(output - target).sum((1, 2, 3))
+        weight = min_snr_weight(kind, gamma, SCHEDULE, timesteps)
+        np.testing.assert_allclose(weight * of_output, np.minimum(ratio, gamma) * of_x0, rtol=2e-3)

@@ -120,3 +120,20 @@ def test_the_last_stratum_never_rounds_up_to_num_train_timesteps(monkeypatch):
     monkeypatch.setattr(jax.random, "uniform", lambda key: jnp.float32(1 - 2**-24))
     timesteps = sample_timesteps(jax.random.key(0), 8, 1000, stratified=True)
     assert timesteps.max() == 999
+
+
+@pytest.mark.parametrize("spread", [2, 4, 16])
+def test_spread_strata(spread: int) -> None:
+    """Every run of neighbours has one of each part of [0, T): its least noisy are the batch's."""
+    seen = []
+    for step in range(20):
+        key = jax.random.fold_in(jax.random.key(0), step)
+        timesteps = np.asarray(sample_timesteps(key, np.arange(32, 48, dtype=np.uint32), 1600, spread=spread))
+        # One in each of the sixteen strata, as without.
+        assert sorted(timesteps // 100) == list(range(16))
+        parts = timesteps.reshape(-1, spread) // (1600 // spread)
+        assert all(sorted(run) == list(range(spread)) for run in parts)
+        seen.append(timesteps // 100)
+    # Every sample meets every noise level.
+    assert np.ptp(np.mean(seen, axis=0)) < 8
+    assert len({tuple(row) for row in seen}) == 20

@@ -75,3 +75,8 @@ def read_checkpoint(run_dir: Path, step: int) -> dict[str, np.ndarray]:
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), metadata.tree)
         state = checkpointer.restore(folder, target)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
+
+
+def read_position(run_dir: Path, step: int) -> dict[str, Any]:
+    """The data position of a checkpoint."""
+    return json.loads((run_dir / "checkpoints" / str(step) / "data" / "metadata").read_text())

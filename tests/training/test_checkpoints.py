@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from dtc_jax.config import ConfigError, ExperimentConfig, OptimizerConfig
-from dtc_jax.training.checkpoints import Checkpoints, abstract_state
+from dtc_jax.config import ConfigError, DataConfig, ExperimentConfig, OptimizerConfig, TrainingConfig
+from dtc_jax.training.checkpoints import CheckpointError, Checkpoints, abstract_state
 from dtc_jax.training.optimizer import make_optimizer
 from dtc_jax.training.sharding import make_mesh, tree_sharding
 from dtc_jax.training.step import TrainState, init_state
+from tests.training.small_disk import small_disk
+
+# Reads and writes that go on after the first that failed find their event loop closed: see `quiet_orbax`.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 CONFIG = ExperimentConfig()
 
@@ -56,6 +64,32 @@ def test_round_trip(fsdp: int, tmp_path: Path) -> None:
     restored = checkpoints.restore(abstract_state(target, shardings(target)), 3)
     assert_equal(restored, state)
     assert shardings(restored) == shardings(target)
+    checkpoints.close()
+
+
+def test_without_a_moving_average(tmp_path: Path) -> None:
+    state, target = (place(make_state(seed)._replace(ema={}), 1) for seed in range(2))
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(state, CONFIG, 1)
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert_equal(checkpoints.restore(abstract_state(target, shardings(target)), 1), state)
+    checkpoints.close()
+
+
+def test_checkpoint_from_before_the_counters(tmp_path: Path) -> None:
+    state = place(make_state(), 1)
+
+    class Older:
+        def _asdict(self) -> dict[str, Any]:
+            return {name: value for name, value in state._asdict().items() if not name.startswith("nonfinite")}
+
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(Older(), CONFIG, 1)  # type: ignore[arg-type]
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    restored = checkpoints.restore(abstract_state(state, shardings(state)), 1)
+    assert_equal(restored, state._replace(nonfinite_steps=jnp.int32(0), nonfinite_in_a_row=jnp.int32(0)))
     checkpoints.close()
 
 
@@ -106,4 +140,129 @@ def test_checkpoint_of_other_parameters(tmp_path: Path) -> None:
         target = place(target, 1)
         with pytest.raises(ConfigError, match=rf"1: does not fit this configuration \({path}\); use another --run-dir"):
             checkpoints.restore(abstract_state(target, shardings(target)), 1)
+    checkpoints.close()
+
+
+def target_of(state: TrainState) -> TrainState:
+    return abstract_state(state, shardings(state))
+
+
+def save_steps(folder: Path, *steps: int) -> TrainState:
+    state = place(make_state(), 1)
+    checkpoints = Checkpoints(folder, keep=5)
+    for step in steps:
+        checkpoints.save(state._replace(step=jnp.int32(step)), CONFIG, step)
+    checkpoints.close()
+    return state
+
+
+@pytest.mark.parametrize(("metric", "best"), [("loss", 2), ("ssim", 3)])
+def test_the_best_are_kept_beside_the_newest(metric: str, best: int, tmp_path: Path) -> None:
+    state = place(make_state(), 1)
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_best=1, best_metric=metric)
+    scores = {2: {"loss": 0.5, "ssim": 0.1}, 3: {"loss": 0.7, "ssim": 0.9}, 4: {"loss": 0.6, "ssim": 0.2}}
+    scores[5] = {"loss": float("nan"), "ssim": float("nan")}
+    for step in range(1, 7):
+        checkpoints.save(state, CONFIG, step, scores.get(step))
+    assert checkpoints.best_step() == best
+    checkpoints.close()
+    # Step 1 and 6 were not evaluated: they do not compete. Scores outlive the process.
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_best=1, best_metric=metric)
+    assert checkpoints.steps() == [best, 6] and checkpoints.best_step() == best
+    checkpoints.save(state, CONFIG, 7, {"loss": 0.55, "ssim": 0.3})
+    checkpoints.close()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {str(best), "7"}
+
+
+def test_data_position(tmp_path: Path) -> None:
+    state = save_steps(tmp_path, 3)
+    stored = json.loads((tmp_path / "checkpoints" / "3" / "data" / "metadata").read_text())
+    assert stored == {"next_index": 3 * CONFIG.training.batch_size, "kind": "procedural", "seed": 0}
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    checkpoints.restore(target_of(state), 3, CONFIG)
+    for config, part in [
+        (ExperimentConfig(data=DataConfig(seed=4)), "seed was 0, now 4"),
+        (ExperimentConfig(training=TrainingConfig(batch_size=32)), "next_index was 192, now 96"),
+    ]:
+        with pytest.raises(ConfigError, match=rf"checkpoints/3: was written with other data \({part}\)"):
+            checkpoints.restore_newest(target_of(state), config)
+    checkpoints.close()
+
+
+def _each_file(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        for file in (folder / "state").rglob("d/*"):
+            file.write_bytes(change(file.read_bytes()))
+
+    return damage
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "empty": lambda folder: [shutil.rmtree(path) for path in folder.iterdir() if path.is_dir()] and None,
+    "no state": lambda folder: shutil.rmtree(folder / "state"),
+    "cut off": _each_file(lambda data: data[: len(data) // 2]),
+    "one bit": _each_file(lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]),
+    "no index": lambda folder: (folder / "state" / "manifest.ocdbt").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_step_is_named_and_the_one_before_taken(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = save_steps(tmp_path, 1, 2, 3)
+    DAMAGES[damage](tmp_path / "checkpoints" / "3")
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    restored, step = checkpoints.restore_newest(target_of(state), CONFIG)
+    assert step == 2
+    assert_equal(restored, state._replace(step=jnp.int32(2)))
+    (message,) = [message for message in caplog.messages if "cannot be read" in message]
+    assert str(tmp_path / "checkpoints" / "3") in message and "going on from step 2" in message
+    assert (tmp_path / "damaged" / "3").is_dir()
+    # It is not in the way of the same step, made again.
+    checkpoints.save(state, CONFIG, 3)
+    checkpoints.close()
+    assert_equal(Checkpoints(tmp_path, keep=5).restore(target_of(state), 3), state)
+
+
+def test_where_nothing_can_be_read_nothing_is_moved(tmp_path: Path) -> None:
+    state = save_steps(tmp_path, 1, 2)
+    for step in ("1", "2"):
+        DAMAGES["cut off"](tmp_path / "checkpoints" / step)
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    with pytest.raises(CheckpointError, match=r"checkpoints/2: cannot be read .* no other checkpoint of this run"):
+        checkpoints.restore_newest(target_of(state), CONFIG)
+    checkpoints.close()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_older_checkpoints_lack_what_is_new(tmp_path: Path) -> None:
+    """No data position, no counters, no average: those of the first version, and of a run without an average."""
+    state = place(make_state(), 2)
+    old = {name: getattr(state, name) for name in ("step", "params", "opt_state")}
+    with ocp.CheckpointManager((tmp_path / "checkpoints").absolute()) as manager:
+        manager.save(4, args=ocp.args.Composite(state=ocp.args.StandardSave(old)))
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    restored, step = checkpoints.restore_newest(target_of(state), CONFIG)
+    checkpoints.close()
+    assert step == 4
+    zero = jnp.int32(0)
+    assert_equal(restored, state._replace(ema=state.params, nonfinite_steps=zero, nonfinite_in_a_row=zero))
+    assert shardings(restored) == shardings(state)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    """Files may not grow beyond a size that the arrays need: the system refuses as it does on a full disk."""
+    state = save_steps(tmp_path, 1)
+    larger = place(make_state(width=20_000), 1)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    error = r"checkpoints: a checkpoint could not be written \(File too large\); step 1 is the newest that is complete"
+    with small_disk(20_000), pytest.raises(CheckpointError, match=error) as caught:
+        checkpoints.save(larger, CONFIG, 2)
+        checkpoints.close()
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["1"]
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    assert_equal(checkpoints.restore(target_of(state), 1), state._replace(step=jnp.int32(1)))
     checkpoints.close()

@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from dtc_jax import presets
-from dtc_jax.config import ExperimentConfig, config_to_json
+from dtc_jax.config import DataConfig, ExperimentConfig, config_to_json
 from dtc_jax.training.command import Arguments, find_configs, main, missing_stages
 from dtc_jax.weights.model_folder import save_model_folder
 
@@ -96,6 +96,9 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
         (["test", "--run-dir", "RUN", "--num-processes", "2"], ("--coordinator", "go together")),
         (["test", "--run-dir", "RUN", "--init-from", "nowhere"], ("nowhere: no such folder",)),
         (["test", "--run-dir", "FILE"], ("file",)),
+        (["test", "--run-dir", "/proc/run"], ("/proc/run: cannot be written",)),
+        (["test", "--run-dir", "RUN", "--training.keep-best", "1"], ("training.keep_best = 1", "evaluate_every = 0")),
+        (["test", "--run-dir", "RUN", "--training.profile-steps", "0"], ("training.profile_steps = 0",)),
     ],
     ids=lambda value: " ".join(value[3:] or value) if isinstance(value, list) else "",
 )
@@ -141,6 +144,22 @@ def test_unknown_prerequisite(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     )
     argv = ["one", "--run-dir", str(tmp_path / "run"), "--training.batch-size", "8"]
     _expect_error(argv, capfd, "no experiment 'two'", "one", configs=tmp_path)
+
+
+def test_prerequisites_learn_from_the_same_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the VGG, which learns labels that only the generated world has."""
+    from dtc_jax.training import loop
+    from dtc_jax.training.command import read_config, run_with_prerequisites
+
+    trained: dict[str, ExperimentConfig] = {}
+    monkeypatch.setattr(loop, "train", lambda config, *_: trained.update({config.name: config}))
+    configs = find_configs(CONFIGS)
+    config = read_config(configs["tiny"])[0]
+    config = dataclasses.replace(config, data=DataConfig(kind="records", path="shop", seed=4))
+    run_with_prerequisites(Arguments(run_dir=tmp_path, config=config), configs)
+    assert list(trained) == ["tiny_autoencoder", "tiny_vgg", "tiny"]
+    assert trained["tiny_autoencoder"].data == trained["tiny"].data == config.data
+    assert trained["tiny_vgg"].data == DataConfig(seed=4)
 
 
 def _test_config() -> ExperimentConfig:

@@ -11,8 +11,15 @@ import numpy as np
 import pytest
 
 from dtc_jax import presets
-from dtc_jax.config import ConfigError, ExperimentConfig
-from dtc_jax.training.initial import check_mask_channel, initial_params
+from dtc_jax.config import (
+    AutoencoderKLConfig,
+    AutoencoderTinyConfig,
+    ConfigError,
+    DataConfig,
+    ExperimentConfig,
+    LossConfig,
+)
+from dtc_jax.training.initial import check_mask_channel, initial_params, needed_networks
 from dtc_jax.weights.model_folder import ModelFolderError, flatten_params, save_model_folder
 
 CONFIG = ExperimentConfig(name="test", model=presets.test())
@@ -122,3 +129,55 @@ def test_masks_of_the_other_polarity_are_refused(fresh: dict[str, Any], tmp_path
     assert _equal(initial_params(keep, KEY, [by_example])["unet"], _filled(fresh, 1, "unet")["unet"])
     # The U-Net that counts is the last one.
     assert _equal(initial_params(CONFIG, KEY, [by_example, usual])["unet"], _filled(fresh, 2, "unet")["unet"])
+
+
+def _with_taesd(**loss: Any) -> ExperimentConfig:
+    taesd = AutoencoderTinyConfig(channels=4, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
+    model = dataclasses.replace(CONFIG.model, taesd=taesd)
+    return dataclasses.replace(CONFIG, model=model, loss=LossConfig(perceptual_decoder="taesd", **loss))
+
+
+def test_networks_that_the_configuration_needs(fresh: dict[str, Any]) -> None:
+    def needed(config: ExperimentConfig = CONFIG, **cached: Any) -> set[str]:
+        return set(needed_networks(dataclasses.replace(config, data=DataConfig(**cached))))
+
+    everything = set(fresh)
+    assert needed() == everything
+    assert needed(cached=("tokens",)) == everything - {"reference_encoder"}
+    # The perceptual loss decodes.
+    assert needed(cached=("latents",)) == everything
+    assert needed(_with_taesd()) == everything | {"taesd"}
+    assert needed(_with_taesd(), cached=("latents", "tokens")) == everything - {"vae", "reference_encoder"} | {"taesd"}
+    assert needed(_with_taesd(perceptual_weight=0.0)) == everything - {"vgg"}
+    config = dataclasses.replace(CONFIG, data=DataConfig(cached=("tokens",)))
+    # Nothing is drawn for the others, nor are the rest drawn otherwise.
+    params = initial_params(config, KEY)
+    assert set(params) == everything - {"reference_encoder"}
+    assert _equal(params, {name: fresh[name] for name in params})
+
+
+def test_taesd_is_brought_by_a_folder(tmp_path: Path) -> None:
+    config = _with_taesd()
+    with pytest.raises(ConfigError, match=r"perceptual_decoder = taesd: no folder of --init-from holds TAESD"):
+        initial_params(config, KEY)
+    # A run that goes on has its own.
+    drawn = initial_params(config, KEY, resumed=True)["taesd"]
+
+    stored = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, vae=config.model.taesd))
+    filled = jax.tree.map(lambda leaf: np.full_like(leaf, 0.5), drawn)
+    folder = save_model_folder(tmp_path / "small", stored, {"vae": filled})
+    params = initial_params(config, KEY, [folder])
+    assert _equal(params["taesd"], filled) and not _equal(params["vae"], filled)
+    named = save_model_folder(tmp_path / "named", config, {"taesd": filled})
+    assert _equal(initial_params(config, KEY, [named])["taesd"], filled)
+
+
+def test_taesd_from_its_published_files(real_weights: Path) -> None:
+    vae = AutoencoderKLConfig(block_out_channels=(4, 4, 4, 4), norm_num_groups=2)
+    model = dataclasses.replace(CONFIG.model, vae=vae)
+    config = dataclasses.replace(
+        CONFIG, model=dataclasses.replace(model, image_size=16), loss=LossConfig(perceptual_decoder="taesd")
+    )
+    params = initial_params(config, KEY, [real_weights])
+    assert params["taesd"]["decoder"]["layers_0"]["kernel"].shape == (3, 3, 4, 64)
+    assert params["taesd"]["decoder"]["layers_0"]["kernel"].std() > 0.01

@@ -25,6 +25,12 @@ def test_cosine_ends_at_a_hundredth_of_the_peak() -> None:
     assert expected[-1] == pytest.approx(0.02)
 
 
+def test_linear_ends_at_a_hundredth_of_the_peak() -> None:
+    schedule = learning_rate_schedule(OptimizerConfig(learning_rate=2.0, schedule="linear", warmup_steps=10), steps=50)
+    rates = [float(schedule(step)) for step in (10, 20, 30, 50, 60)]
+    np.testing.assert_allclose(rates, [2 * (1 - 0.99 * done) for done in (0, 0.25, 0.5, 1, 1)], rtol=1e-5)
+
+
 def test_no_warm_up() -> None:
     schedule = learning_rate_schedule(OptimizerConfig(learning_rate=1e-5), steps=3)
     assert [float(schedule(step)) for step in range(3)] == pytest.approx([1e-5] * 3)
@@ -46,6 +52,13 @@ def test_only_kernels_are_decayed() -> None:
         "fusion/0/kernel": True,
     }
     assert decay_mask(dict.fromkeys(paths, 0)) == paths
+    attention = decay_mask({"unet/attn1/to_q/kernel": 0, "unet/conv_in/kernel": 0}, pattern="attn[12]/")
+    assert attention == {"unet/attn1/to_q/kernel": True, "unet/conv_in/kernel": False}
+
+
+def test_mask_must_be_an_expression() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer.weight_decay_mask: '\(' is not a regular expression"):
+        OptimizerConfig(weight_decay_mask="(")
 
 
 @pytest.mark.parametrize("max_norm", [0.5, None])

@@ -8,19 +8,19 @@ import logging
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from dtc_jax import presets
-from dtc_jax.config import ConfigError, ExperimentConfig, OptimizerConfig, TrainingConfig
-from dtc_jax.training import loop
+from dtc_jax.config import ConfigError
 from dtc_jax.training.initial import initial_params
 from dtc_jax.weights.model_folder import load_model_folder, save_model_folder
+from tests.training import kill_and_resume
+from tests.training.kill_and_resume import compare
 from tests.training.runs import finish, read_checkpoint, read_metrics, start
+from tests.training.small_run import CONFIG, Source, same, train, use
 
 # Several programs are compiled and started; busy machines need minutes for that.
 pytestmark = pytest.mark.timeout(900)
@@ -100,107 +100,63 @@ def test_killed_twice(uninterrupted: Path, tmp_path: Path) -> None:
 
     (log,) = finish(start(run_dir, "--cpu-devices", "1"))
     assert "resumed from step 4" in log
-    expected, found_arrays = read_checkpoint(uninterrupted, 6), read_checkpoint(run_dir, 6)
-    assert any("mu" in path for path in expected) and any("ema" in path for path in expected)
-    assert expected.keys() == found_arrays.keys()
-    for path, leaf in expected.items():
-        np.testing.assert_array_equal(found_arrays[path], leaf, err_msg=path)
-    assert read_metrics(run_dir) == read_metrics(uninterrupted)
-    for file in (uninterrupted / "model").iterdir():
-        assert (run_dir / "model" / file.name).read_bytes() == file.read_bytes(), file.name
-    assert (run_dir / "samples" / "00000006.png").read_bytes() == (
-        uninterrupted / "samples" / "00000006.png"
-    ).read_bytes()
+    assert compare(run_dir, uninterrupted, 6) > 100
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert kill_and_resume.main(["--kills", "4", "--seed", "3"]) == 0
+    assert "4 kills: 2 during a save" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------- in this process
-
-CONFIG = ExperimentConfig(
-    name="small",
-    stage="autoencoder",
-    model=presets.test(),
-    optimizer=OptimizerConfig(learning_rate=1e-3),
-    training=TrainingConfig(
-        steps=5, batch_size=2, trainable="^vae/decoder", compute_dtype="float32", log_every=2, checkpoint_every=2
-    ),
-)
 
 
 class Interrupted(Exception):
     """Stands in for whatever ends a process."""
 
 
-class Source:
-    """Stands in for the generated world: remembers which steps were asked for, and ends the run at one of them."""
-
-    def __init__(self) -> None:
-        self.asked: list[int] = []
-        self.stop_at: int | None = None
-
-    def make(self, config: ExperimentConfig, mesh: jax.sharding.Mesh, on_broken: Any) -> Source:
-        return self
-
-    def close(self) -> None:
-        """Nothing works in the background."""
-
-    def __call__(self, step: int) -> dict[str, np.ndarray]:
-        if step == self.stop_at:
-            raise Interrupted
-        self.asked.append(step)
-        random = np.random.default_rng(step)
-        return {
-            "scene": random.integers(0, 256, (2, 16, 16, 3), np.uint8),
-            "mask": random.integers(0, 2, (2, 16, 16, 1), np.uint8),
-            "index": np.arange(2 * step, 2 * step + 2, dtype=np.uint32),
-        }
-
-
 @pytest.fixture
 def source(monkeypatch: pytest.MonkeyPatch) -> Source:
-    source = Source()
-    monkeypatch.setattr(loop, "make_source", source.make)
-    return source
+    return use(Source(), monkeypatch)
 
 
-def _train(config: ExperimentConfig, run_dir: Path, *init_from: Path) -> dict[str, Any]:
-    return loop.train(config, run_dir, init_from, devices=jax.devices()[:1])
-
-
-def _same(one: Any, other: Any) -> bool:
-    return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+def interrupt(step: int) -> None:
+    if step == 2:
+        raise Interrupted
 
 
 def test_resumed_in_this_process(source: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dtc_jax.train")
     # The frozen encoder comes from a folder that is gone when the run is resumed.
     earlier = save_model_folder(tmp_path / "earlier", CONFIG, initial_params(CONFIG, jax.random.key(7)))
-    expected = _train(CONFIG, tmp_path / "whole", earlier)
+    expected = train(CONFIG, tmp_path / "whole", earlier)
     assert source.asked == [0, 1, 2, 3, 4]
 
-    source.asked, source.stop_at = [], 2
+    source.asked, source.before = [], interrupt
     with pytest.raises(Interrupted):
-        _train(CONFIG, tmp_path / "parts", earlier)
+        train(CONFIG, tmp_path / "parts", earlier)
     shutil.rmtree(earlier)
     assert source.asked == [0, 1]
-    source.asked, source.stop_at = [], None
-    result = _train(CONFIG, tmp_path / "parts")
+    source.asked, source.before = [], lambda step: None
+    result = train(CONFIG, tmp_path / "parts")
     assert source.asked == [2, 3, 4]
     assert "resumed from step 2" in caplog.messages
-    assert _same(result, expected)
+    assert same(result, expected)
     assert read_metrics(tmp_path / "parts") == read_metrics(tmp_path / "whole")
     assert [line["step"] for line in read_metrics(tmp_path / "whole")] == [2, 4, 5]
 
     # A finished run has nothing to do but to say what it trained.
     source.asked = []
-    assert _same(_train(CONFIG, tmp_path / "whole"), expected) and source.asked == []
+    assert same(train(CONFIG, tmp_path / "whole"), expected) and source.asked == []
 
     # More steps go on from the end; the folder then tells the new length.
     longer = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, steps=6))
-    assert not _same(_train(longer, tmp_path / "whole"), expected)
+    assert not same(train(longer, tmp_path / "whole"), expected)
     assert source.asked == [5]
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["training"]["steps"] == 6
 
     # What another configuration trains does not fit.
     other = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, trainable="^vae/encoder"))
     with pytest.raises(ConfigError, match=r"was started with training\.trainable"):
-        _train(other, tmp_path / "whole")
+        train(other, tmp_path / "whole")

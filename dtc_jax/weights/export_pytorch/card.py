@@ -152,6 +152,8 @@ def _licence_text(licences: dict[str, list[str]], data: str | None, data_kind: s
         lines.append(f"- training data ({data_kind}): [{data}]({LICENCES[data]}): no commercial use")
     elif data_kind == "procedural":
         lines.append("- training data: generated, no licence")
+    elif data_kind == "records":
+        lines.append("- training data: a prepared data set of photos, whose licence its metadata.json tells")
     if licences and not known:
         lines.append(
             "\nWhere the weights came from was not recorded: these are licences of published weights of these sizes."

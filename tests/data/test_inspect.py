@@ -1,0 +1,177 @@
+"""Looking a data set over: every kind of finding is found, and nothing in a good one."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dtc_jax.data.build import main as build_main
+from dtc_jax.data.builders.source import Case, make_sample
+from dtc_jax.data.duplicates import look_of, same_looks
+from dtc_jax.data.inspect import main
+from dtc_jax.data.inspection import is_grey, is_inverted, is_on_white, spread
+from dtc_jax.data.inspection_sheet import BOX, CELL, MASK, RECTANGLE, draw_row
+from tests.data import files
+
+
+def inspect(data: Path | str, folder: Path, *flags: str) -> tuple[int, dict]:
+    """Exit code and the JSON."""
+    report = folder / "report.json"
+    code = main([str(data), "--json", str(report), "--size", "64", "--workers", "2", *flags])
+    return code, json.loads(report.read_text()) if report.exists() else {}
+
+
+def found(report: dict) -> dict[str, list[str]]:
+    return {kind: entry["cases"] for kind, entry in report["findings"].items()}
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """A catalogue in which every case has something of its own wrong with it."""
+    manifest = files.write_catalogue(tmp_path / "in", count=10, test=3)
+    folder = tmp_path / "in"
+    files.save(folder / "masks" / "0.png", 255 - files.mask())
+    grey = files.mask().astype(int)
+    grey[20:32, 24:36] = 150
+    files.save(folder / "masks" / "1.png", grey.astype(np.uint8))
+    files.save(folder / "products" / "2.png", files.photo(222, 40, 40))
+    (folder / "scenes" / "3.png").write_text("no image")
+    thin = np.zeros((60, 48), np.uint8)
+    thin[10:50, 20] = 255
+    files.save(folder / "masks" / "4.png", thin)
+    # Duplicates: the product of case 5 tests in case 7, encoded again and smaller; the scene of case 6 in case 8.
+    large = Image.fromarray(files.product(5)).resize((240, 240), Image.Resampling.NEAREST)
+    large.save(folder / "products" / "5.png")
+    buffer = io.BytesIO()
+    large.resize((150, 150), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=70)
+    (folder / "products" / "7.png").write_bytes(buffer.getvalue())
+    files.save(folder / "scenes" / "8.png", files.photo(6))
+    return manifest
+
+
+def test_nothing_looks_wrong_in_a_good_catalogue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = files.write_catalogue(tmp_path / "in")
+    code, report = inspect(manifest, tmp_path, "--strict")
+    assert code == 0 and report["findings"] == {}
+    assert report["cases"] == {"train": 4, "test": 2} and report["inspected"] == 6
+    assert report["scene_sizes"] == ["48x60"] * 3 and report["reference_sizes"] == ["40x40"] * 3
+    assert "nothing looks wrong" in capsys.readouterr().out
+
+
+def test_every_kind_of_finding(odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, report = inspect(odd, tmp_path)
+    assert code == 0
+    assert found(report) == {
+        "inverted masks": ["train/case-0"],
+        "grey masks": ["train/case-1"],
+        "references not on white": ["train/case-2"],
+        "broken": ["train/case-3"],
+        "largest rectangle of few pixels": ["train/case-4"],
+        "references in more than one split": ["train/case-5 = test/case-7"],
+        "scenes in more than one split": ["train/case-6 = test/case-8"],
+    }
+    assert "not an image" in report["problems"]["train/case-3"]
+    said = capsys.readouterr().out
+    assert "! broken: 1\n    train/case-3: scene" in said and "! inverted masks: 1: train/case-0" in said
+    assert inspect(odd, tmp_path, "--strict")[0] == 1
+
+
+def test_a_prepared_data_set_shows_what_its_manifest_did(odd: Path, tmp_path: Path) -> None:
+    flags = ["--source", str(odd), "--output", str(tmp_path / "out"), "--size", "64", "--workers", "1"]
+    assert build_main(["product_pairs", *flags]) == 0
+    _, report = inspect(tmp_path / "out", tmp_path)
+    assert report["kind"] == "prepared data set product_pairs 1.0.0"
+    assert report["cases"] == {"train": 6, "test": 3} and report["description"]["num_broken"] == 1
+    findings = found(report)
+    assert findings.pop("inverted masks") == ["train/case-0"]
+    assert findings == {
+        "references not on white": ["train/case-2"],
+        "largest rectangle of few pixels": ["train/case-4"],
+        "references in more than one split": ["train/case-5 = test/case-7"],
+        "scenes in more than one split": ["train/case-6 = test/case-8"],
+    }
+
+
+def test_vitonhd_folder_and_a_small_photo(tmp_path: Path) -> None:
+    files.write_vitonhd(tmp_path / "in")
+    code, report = inspect(tmp_path / "in", tmp_path, "--size", "256")
+    assert code == 0 and report["kind"] == "VITON-HD folder" and "non-commercial" in report["description"]["licence"]
+    assert len(found(report)["scenes enlarged more than twice"]) == 5
+
+
+def test_limit_and_sheet(odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = tmp_path / "sheet.png"
+    _, report = inspect(odd, tmp_path, "--limit", "3", "--output", str(sheet), "--rows", "4")
+    assert report["inspected"] == 6 and report["cases"] == {"train": 7, "test": 3}
+    assert "6 of them inspected" in capsys.readouterr().out
+    image = np.asarray(Image.open(sheet))
+    # Four rows of three pictures; case 3 of train, the middle one of three, is broken and cannot be drawn.
+    assert 4 * CELL < image.shape[0] < 5 * CELL and image.shape[1] > 3 * CELL
+    assert [spread(10, 3), spread(2, 3), spread(3, None)] == [[0, 4, 9], [0, 1], [0, 1, 2]]
+
+
+def test_a_row_shows_outlines_and_hint() -> None:
+    product = files.product(0)
+    product[6:20, 8:20] = 0  # black is the product's, not the canvas's
+    sample = make_sample(Case("a", np.full((60, 48, 3), 90, np.uint8), files.mask(), product, ""), CELL)
+    scene, hint, reference = draw_row(sample)
+    for colour in (MASK, RECTANGLE, BOX):
+        assert (scene == colour).all(axis=-1).sum() > 40
+    y0, x0, y1, x1 = sample.rectangle
+    assert (scene[y0 + 10 : y1 - 10, x0] == RECTANGLE).all() and (scene[:, : sample.box[1] - 2] == 90).all()
+    inside = sample.mask != 0
+    assert (hint[~inside] == 90).all() and not (hint[inside] == 90).all(axis=-1).any()
+    middle = hint[(y0 + y1) // 2, x0 + 4 : x1 - 4]
+    assert not (middle == 127).all(axis=-1).any(), "the product spans the rectangle"
+    assert (hint == 0).all(axis=-1).sum() > 500
+    assert reference.shape == (CELL, CELL, 3)
+
+
+def test_rules_at_their_edges() -> None:
+    assert not is_inverted(files.mask()) and is_inverted(255 - files.mask())
+    whole = np.zeros((60, 48), np.uint8)
+    whole[6:, 4:44] = 255
+    assert not is_inverted(whole) and not is_inverted(np.full((60, 48), 255, np.uint8)), "large, and without a hole"
+    smooth = np.array(Image.fromarray(files.mask()).resize((480, 600), Image.Resampling.BICUBIC).resize((48, 60)))
+    assert not is_grey(smooth), "an edge that is only smooth"
+    blurred = np.array(Image.fromarray(files.mask()).resize((6, 8)).resize((240, 300), Image.Resampling.BICUBIC))
+    assert is_grey(blurred)
+    book = np.full((64, 64, 3), 255, np.uint8)
+    book[6:58, 10:54] = 40
+    assert is_on_white(book), "a product that fills its bounding box"
+    photo = np.full((64, 64, 3), 255, np.uint8)
+    photo[12:52] = 40
+    assert not is_on_white(photo), "a landscape photo, padded to a square"
+
+
+def test_looks_tell_products_apart() -> None:
+    looks = [(f"a{number}", "train", look_of(files.product(number))) for number in range(40)]
+    looks += [(f"b{number}", "test", look_of(files.product(number))) for number in range(30, 60)]
+    assert same_looks(looks) == [(f"a{number}", f"b{number}") for number in range(30, 40)]
+    assert same_looks([(name, "train", look) for name, _, look in looks]) == [], "within a split is no finding"
+    assert same_looks([]) == []
+
+
+def test_errors_of_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = files.write_catalogue(tmp_path / "in", count=2, test=0)
+    for arguments, message in [
+        ([str(tmp_path / "absent")], "no such file or folder"),
+        ([str(tmp_path / "in" / "scenes")], "not a prepared data set"),
+        (["memory://absent/a.jsonl"], "no such file"),
+        ([str(manifest), "--rows", "0"], "--rows must be at least 1"),
+        ([str(manifest), "--output", "a.jpg"], "only .png is written"),
+        ([str(manifest), "--json", str(tmp_path / "no" / "a.json")], "no such folder"),
+        ([], "DATA"),
+    ]:
+        assert main(arguments) == 2, message
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1, said
+    for number in range(2):
+        (tmp_path / "in" / "scenes" / f"{number}.png").unlink()
+    assert main([str(manifest), "--output", str(tmp_path / "a.png")]) == 2
+    assert "no case that can be drawn" in capsys.readouterr().err

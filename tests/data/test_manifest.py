@@ -1,0 +1,43 @@
+"""Manifests, on this machine and behind URIs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dtc_jax.data.images import InputError, read_scene
+from dtc_jax.data.manifest import read_manifest
+from tests.data import files
+
+
+def test_paths_are_relative_to_the_manifest_and_uris_are_left(tmp_path: Path) -> None:
+    manifest = files.write_catalogue(tmp_path, count=2, test=1)
+    lines = files.read_lines(manifest)
+    lines[1] |= {"scene": "s3://bucket/a b.png", "seed": 3}
+    cases = read_manifest(files.write_manifest(manifest, lines))
+    assert cases[0].scene == tmp_path / "scenes" / "0.png" and cases[0].split == "train"
+    assert cases[1].scene == "s3://bucket/a b.png" and cases[1].seed == 3
+    lines[0]["scene"] = "scenes/absent.png"
+    files.write_manifest(manifest, lines)
+    with pytest.raises(InputError, match=r"line 1: scene .*absent\.png: no such file"):
+        read_manifest(manifest)
+    assert read_manifest(manifest, check_files=False)[0].scene == tmp_path / "scenes" / "absent.png"
+
+
+def test_a_manifest_on_a_bucket_names_pictures_there() -> None:
+    import fsspec
+
+    line = {"id": "a", "scene": "x/s.png", "box": [0, 0, 2, 2], "reference": "gs://other/r.png"}
+    fsspec.filesystem("memory").pipe("memory://one/two/m.jsonl", json.dumps(line).encode())
+    (case,) = read_manifest("memory://one/two/m.jsonl")
+    assert case.scene == "memory://one/two/x/s.png" and case.reference == "gs://other/r.png"
+    with pytest.raises(InputError, match=r"scene memory://one/two/x/s\.png: cannot be read \(no such file\)"):
+        read_scene(case.scene)
+
+
+def test_a_uri_without_its_package_says_so() -> None:
+    with pytest.raises(InputError) as error:
+        read_manifest("nosuchscheme://bucket/m.jsonl")
+    assert "nosuchscheme" in str(error.value) and "\n" not in str(error.value)
