@@ -16,6 +16,8 @@ PACKAGE = ROOT / "dtc_jax"
 # The code that exported folders bring along is PyTorch's and runs without this package.
 TEMPLATE = PACKAGE / "weights" / "export_pytorch" / "template"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if TEMPLATE not in path.parents)
+# The one program of the package that is PyTorch's; it runs as a process of its own.
+PYTORCH_PROGRAM = PACKAGE / "bench" / "pytorch_train.py"
 
 
 def load_script(path: Path) -> ModuleType:
@@ -85,7 +87,10 @@ def test_package_imports_no_other_framework(path: Path) -> None:
     roots = {
         name.split(".")[0] for name in imported(path, in_functions="weights" not in path.relative_to(PACKAGE).parts)
     }
+    if path == PYTORCH_PROGRAM:
+        roots -= {"torch", "diffusers", "transformers"}
     assert not roots & {"torch", "tensorflow", "diffusers", "transformers"}
+    assert "dtc_jax.bench.pytorch_train" not in imported(path)
 
 
 # config < data, models, diffusion < weights < inference < evaluation < training (docs/architecture.md).

@@ -6,7 +6,10 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS = {"data": "samples per second and CPU core, and memory, of the input pipeline"}
+COMMANDS = {
+    "data": "samples per second and CPU core, and memory, of the input pipeline",
+    "train": "images per second and utilisation of the train step, beside PyTorch's",
+}
 """What can be measured: each is a module of this package with `main(argv) -> exit code`."""
 
 

@@ -101,12 +101,12 @@ def run(arguments: Arguments) -> None:
     part, parts = arguments.part
     if not 0 <= part < parts:
         raise ConfigError(f"--part {part} {parts}: must be I N with 0 <= I < N")
+    use_cpu_cores(arguments.cpu_devices, config.training.batch_size)
+    check_frozen(config)
     plan = plan_cache(config, arguments.variants, arguments.dtype)
     print(size_of(plan), flush=True)
     if arguments.estimate:
         return
-    use_cpu_cores(arguments.cpu_devices, config.training.batch_size)
-    check_frozen(config)
     check_space(plan, arguments.output, parts)
     mesh = make_mesh(config.training.fsdp_devices, None, config.training.slices)
     check_batch(config.training, mesh)

@@ -33,7 +33,7 @@ from dtc_jax.data.cached import (
     settings,
 )
 from dtc_jax.data.order import Augmentation
-from dtc_jax.data.pipeline import BrokenRecord, Entry, HostBatch, Loaded, RecordReader, stack
+from dtc_jax.data.pipeline import BrokenRecord, Entry, HostBatch, Loaded, RecordReader, follow_parent, stack
 from dtc_jax.data.records import FEATURES, SCHEMA
 from dtc_jax.data.shards import Shard, ShardedWriter, plan_shards
 from dtc_jax.models.inputs import masked_scene, normalize_batch
@@ -258,7 +258,8 @@ def _read(plan: CachePlan, shards: Sequence[Shard]) -> Any:
     if data.workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # as in the pipeline
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=8))
+        options = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=8)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=follow_parent)
     return iter(dataset)
 
 

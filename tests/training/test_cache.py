@@ -299,6 +299,7 @@ def test_errors_of_use_are_one_line(
 @pytest.mark.timeout(900)
 def test_the_two_commands(original: Path, tmp_path: Path) -> None:
     folder, flags = tmp_path / "cache", ("--data.max-broken", "0.5", "--training.steps", "2", "--cpu-devices", "2")
+    flags += ("--optimizer.warmup-steps", "1")
     command = [sys.executable, "-m", "dtc_jax.training.cache", "test", "--output", str(folder)]
     options = ["--data.path", str(original), "--variants", "4", "--dtype", "float32", "--data.workers", "1", *flags]
     environment = {**os.environ, "XLA_FLAGS": FAST_COMPILE, "PYTHONPATH": str(ROOT)}
