@@ -9,6 +9,7 @@ autoencoder and image encoder are plain diffusers and transformers models.
 
 from dtc_jax.weights.export_pytorch.folder import (
     EXPERIMENT_FILE,
+    POSITIONS_FILE,
     export_pipeline,
     exported_config,
     exported_shapes,
@@ -16,12 +17,14 @@ from dtc_jax.weights.export_pytorch.folder import (
     needed_files,
     networks_in,
     open_exported,
+    original_positions,
 )
 from dtc_jax.weights.export_pytorch.networks import PIPELINE_CLASS, ExportedNetwork
 
 __all__ = [
     "EXPERIMENT_FILE",
     "PIPELINE_CLASS",
+    "POSITIONS_FILE",
     "ExportedNetwork",
     "export_pipeline",
     "exported_config",
@@ -30,4 +33,5 @@ __all__ = [
     "needed_files",
     "networks_in",
     "open_exported",
+    "original_positions",
 ]

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from dtc_jax.config import ConfigError, DINOv2Config, ExperimentConfig, config_from_json, config_to_json
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.models.dinov2 import interpolate_positions
-from dtc_jax.weights.checkpoint_source import Checkpoint
+from dtc_jax.weights.checkpoint_source import FLAX, Checkpoint
 from dtc_jax.weights.dinov2 import POSITIONS
 from dtc_jax.weights.export_pytorch.card import model_card
 from dtc_jax.weights.export_pytorch.networks import (
@@ -207,14 +207,14 @@ def open_exported(folder: Path) -> Exported:
         WeightsError: the configuration is damaged, or a tensor is missing, unexpected or misshapen.
     """
     config = exported_config(folder)
-    shapes = {name: flax_shapes(tree) for name, tree in DiffuseToChoose(config.model).shapes().items()}
     expected = exported_shapes(folder, config)
-    original = folder / f"{POSITIONS_FILE}.safetensors"
+    original = original_positions(folder, config)
     networks: dict[str, list[LazyTensor]] = {}
     for network in networks_in(folder, config):
         tensors = import_tensors(network.layout, open_tensors(folder / network.folder), expected[network.network])
-        if network.network == "reference_encoder" and original.is_file():
-            tensors = _with_original_positions(tensors, original, shapes[network.network][POSITIONS])
+        if network.network == "reference_encoder" and original is not None:
+            (table,) = import_tensors(FLAX, *original)
+            tensors = [table if tensor.name == POSITIONS else tensor for tensor in tensors]
         networks[network.network] = tensors
     return Exported(folder, config, networks, read_sources(folder))
 
@@ -264,9 +264,14 @@ def _has_original_positions(reference: DINOv2Config) -> bool:
     return reference.num_positions != replace(reference, position_image_size=None).num_positions
 
 
-def _with_original_positions(tensors: list[LazyTensor], path: Path, shape: Shape) -> list[LazyTensor]:
-    source = open_tensors(path)
-    if POSITIONS not in source.keys() or source.shape(POSITIONS) != shape:  # noqa: SIM118
-        raise WeightsError(f"{path}: expected {POSITIONS} {list(shape)} and nothing else")
-    original = LazyTensor(POSITIONS, shape, source.dtype(POSITIONS), lambda: source.read(POSITIONS))
-    return [original if tensor.name == POSITIONS else tensor for tensor in tensors]
+def original_positions(folder: Path, config: ExperimentConfig) -> tuple[TensorSource, dict[str, Shape]] | None:
+    """The published position table beside the reference encoder, and what it must hold; None if it is not there.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    path = folder / f"{POSITIONS_FILE}.safetensors"
+    if not path.is_file():
+        return None
+    shapes = flax_shapes(DiffuseToChoose(config.model).shapes()["reference_encoder"])
+    return open_tensors(path), {POSITIONS: shapes[POSITIONS]}
