@@ -161,7 +161,7 @@ def recognise(source: TensorSource) -> list[Detected]:
         inner = with_prefix(source, LDM_PREFIX)
         names = frozenset(inner.keys())
     published = config_beside(source, "AutoencoderKL")
-    if not is_recognised(names, _MARKS, {} if inside else published):
+    if not is_recognised(names, _MARKS, {} if inside else published, lacking=1):
         return []
     if "encoder.down.0.block.0.norm1.weight" in names:
         layout, level, layer, middle = LDM, "encoder.down", "block", "encoder.mid.attn_1.norm.weight"

@@ -20,7 +20,7 @@ from dtc_jax.weights.export_pytorch import is_exported_folder, open_exported
 from dtc_jax.weights.layouts import flax_shapes
 from dtc_jax.weights.mapping import import_tensors
 from dtc_jax.weights.model_folder import CONFIG_FILE
-from dtc_jax.weights.new_folder import new_folder
+from dtc_jax.weights.new_folder import new_folder, refuse_existing
 from dtc_jax.weights.recognition import Detected
 from dtc_jax.weights.sources import Source, imported_from, write_sources
 from dtc_jax.weights.starting_parts import (
@@ -100,8 +100,7 @@ def initialize_model(
     Raises:
         WeightsError: anything wrong with the files or the folder; nothing is left of the folder then.
     """
-    if target.exists():
-        raise WeightsError(f"{target}: exists already; choose another name or remove it")
+    refuse_existing(target)
     start = start_from(parts, image_size, seed)
     with new_folder(target) as folder:
         for source in start.sources:

@@ -87,16 +87,19 @@ def shape_of(source: TensorSource, name: str, ndim: int, network: str) -> Shape:
     return shape
 
 
-def is_recognised(names: frozenset[str], marks: Collection[str], published: Mapping[str, Any] | None) -> bool:
+def is_recognised(
+    names: frozenset[str], marks: Collection[str], published: Mapping[str, Any] | None, lacking: int = 0
+) -> bool:
     """Whether a network is there: all its marks, or one of them and a config.json that says so.
 
     Args:
         names: Of the tensors.
         marks: Names that no other network has all of.
         published: What `config_beside` found.
+        lacking: How many of the marks may be missing, to be named later as missing tensors.
     """
     found = names.intersection(marks)
-    return len(found) == len(marks) or (published is not None and bool(found))
+    return len(found) >= len(marks) - lacking or (published is not None and bool(found))
 
 
 def read_json(path: Path) -> Any:

@@ -155,7 +155,7 @@ def recognise(source: TensorSource) -> list[Detected]:
     """The U-Nets of Stable Diffusion 1.x in a source; a moving average in a single file is a second one."""
     names = frozenset(source.keys())
     published = config_beside(source, "UNet2DConditionModel")
-    if is_recognised(names, _MARKS, published):
+    if is_recognised(names, _MARKS, published, lacking=1):
         by_example = _is_paint_by_example_folder(source)
         if published is not None:
             config, reason = from_diffusers_config(published, f"{source.path}'s config.json"), "names, config.json"
