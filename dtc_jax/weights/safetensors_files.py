@@ -8,6 +8,7 @@ ever touched would count as this process's memory.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -104,6 +105,8 @@ def _read_header(path: Path) -> tuple[dict[str, tuple[np.dtype, Shape, int]], in
         entries = {name: _entry(name, value) for name, value in header.items() if name != "__metadata__"}
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except WeightsError:
+        raise
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
         raise WeightsError(f"{path}: not a safetensors file: its header is damaged") from None
     except _HeaderError as error:
@@ -262,20 +265,27 @@ def _write_file(path: Path, target: Path, described: _Described, metadata: dict[
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+    # Without a buffer, so that it is known which tensor a full disk has no room for.
+    with path.open("wb", buffering=0) as file:
+        _write_all(file, len(text).to_bytes(8, "little") + text)
         for tensor, dtype in described:
             values = _bytes_of(tensor, dtype, target)
             try:
-                file.write(values)
-                file.flush()  # a full disk is told of here
+                _write_all(file, values)
             except OSError as error:
                 reason = error.strerror or error
                 raise WeightsError(f"{target}: {tensor.name} cannot be written ({reason})") from None
             del values
 
 
-def _bytes_of(tensor: LazyTensor, dtype: np.dtype, target: Path) -> bytes | memoryview:
+def _write_all(file: io.FileIO, values: bytes | memoryview) -> None:
+    """Everything: the system may take less at a time, and more than 2 GB never."""
+    left = memoryview(values)
+    while left:
+        left = left[file.write(left) :]
+
+
+def _bytes_of(tensor: LazyTensor, dtype: np.dtype, target: Path) -> memoryview:
     """The values as they are stored. A function of its own, so that no tensor outlives its turn."""
     array = tensor.read()
     if tuple(array.shape) != tuple(tensor.shape):
@@ -283,4 +293,4 @@ def _bytes_of(tensor: LazyTensor, dtype: np.dtype, target: Path) -> bytes | memo
     stored = cast(array, dtype, f"{target}: {tensor.name}")
     if stored.dtype != dtype:
         raise WeightsError(f"{target}: {tensor.name} is {stored.dtype}, not {dtype}")
-    return np.ascontiguousarray(stored).view(np.uint8).data if stored.ndim else stored.tobytes()
+    return np.ascontiguousarray(stored).reshape(-1).view(np.uint8).data

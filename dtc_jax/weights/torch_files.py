@@ -55,7 +55,7 @@ class TorchFile:
 
         tensor = self._tensors[name].detach().contiguous()
         dtype = self.dtype(name)
-        if dtype.kind == "V":  # a type that numpy itself does not have
+        if dtype.isbuiltin != 1:  # a type that numpy itself does not have
             carrier = {1: torch.uint8, 2: torch.int16}[dtype.itemsize]
             return tensor.view(carrier).numpy().view(dtype).copy()
         return tensor.numpy().copy()
@@ -111,7 +111,7 @@ def _look_into(path: Path) -> tuple[int, str]:
 
     PyTorch's safe reader stops at the first instruction of a newer protocol and does not say what would have come.
     """
-    protocol, words = 0, [""]
+    protocol, words, known, top = 0, ["", ""], list[str](), ""
     try:
         with contextlib.ExitStack() as closing:
             if zipfile.is_zipfile(path):
@@ -127,8 +127,14 @@ def _look_into(path: Path) -> tuple[int, str]:
                     named = str(argument).replace(" ", ".") if operation.name == "GLOBAL" else ".".join(words[-2:])
                     if not named.startswith(_OF_TENSORS):
                         return protocol, named
-                if isinstance(argument, str):
-                    words = [words[-1], argument]
+                if operation.name == "MEMOIZE":
+                    known.append(top)
+                    continue
+                top = argument if isinstance(argument, str) else ""
+                if operation.name in ("BINGET", "LONG_BINGET"):
+                    top = known[int(argument)]
+                if top:
+                    words = [words[-1], top]
     except Exception:  # no pickle at all, or one that ends early; the caller looks further
         return 0, ""
     return protocol, ""
