@@ -137,7 +137,12 @@ WRONG = [None, [], "x", 0, -1, {"a": 1}, [[8]], [0], float("inf"), True]
 @pytest.mark.parametrize("value", WRONG, ids=repr)
 def test_a_setting_of_another_type_is_named(value: Any) -> None:
     read: dict[Callable[[dict[str, Any]], Any], list[str]] = {
-        unet_config.from_diffusers_config: ["in_channels", "layers_per_block", "cross_attention_dim", "norm_num_groups"],
+        unet_config.from_diffusers_config: [
+            "in_channels",
+            "layers_per_block",
+            "cross_attention_dim",
+            "norm_num_groups",
+        ],
         autoencoder_kl.from_diffusers_config: ["latent_channels", "norm_num_groups", "in_channels"],
         dinov2.from_transformers_config: ["patch_size", "hidden_size", "num_hidden_layers", "mlp_ratio", "image_size"],
     }

@@ -113,7 +113,7 @@ def export_pipeline(
     networks = exported_networks(config.model)
     with new_folder(target) as folder:
         for network in networks:
-            tensors = _tensors(checkpoint, network, config.model.reference_encoder, dtype)
+            _, tensors = exported_tensors(checkpoint, network, dtype)
             _write_network(folder / network.folder, network, tensors, dtype, max_shard_bytes)
         if with_vgg and "vgg" in checkpoint.networks:
             network = perceptual_network(config.model)
@@ -135,15 +135,17 @@ def export_pipeline(
     return target
 
 
-def _tensors(
-    checkpoint: Checkpoint, network: ExportedNetwork, reference: DINOv2Config, dtype: DTypeLike | None
-) -> list[LazyTensor]:
+def exported_tensors(
+    checkpoint: Checkpoint, network: ExportedNetwork, dtype: DTypeLike | None = None
+) -> tuple[TensorSource, list[LazyTensor]]:
+    """What a network becomes: in our layout (with the position table of the size that is used), and in PyTorch's."""
     source = checkpoint.networks[network.network]
     if network.network == "reference_encoder":
+        reference = checkpoint.config.model.reference_encoder
         stored = source.read(POSITIONS)
         table = np.asarray(interpolate_positions(jnp.asarray(stored, jnp.float32), reference))
         source = ReplacedSource(source, POSITIONS, table.astype(stored.dtype))
-    return export_tensors(network.layout, source, dtype)
+    return source, export_tensors(network.layout, source, dtype)
 
 
 def cast_or_keep(array: np.ndarray, dtype: DTypeLike | None) -> np.ndarray:
