@@ -122,7 +122,7 @@ def _look_into(path: Path) -> tuple[int, str]:
                 file = closing.enter_context(path.open("rb"))
             for operation, argument, _ in pickletools.genops(file):
                 if operation.name == "PROTO":
-                    protocol = int(argument)
+                    protocol = int(argument or 0)
                 if operation.name in ("GLOBAL", "STACK_GLOBAL"):
                     named = str(argument).replace(" ", ".") if operation.name == "GLOBAL" else ".".join(words[-2:])
                     if not named.startswith(_OF_TENSORS):
@@ -132,7 +132,7 @@ def _look_into(path: Path) -> tuple[int, str]:
                     continue
                 top = argument if isinstance(argument, str) else ""
                 if operation.name in ("BINGET", "LONG_BINGET"):
-                    top = known[int(argument)]
+                    top = known[int(argument or 0)]
                 if top:
                     words = [words[-1], top]
     except Exception:  # no pickle at all, or one that ends early; the caller looks further

@@ -30,8 +30,8 @@ def recognise(source: TensorSource) -> list[Detected]:
     matches = [re.fullmatch(r"features\.(\d+)\.weight", name) for name in names]
     places = sorted(int(match[1]) for match in matches if match)
     convolutions = [shape for place in places if len(shape := source.shape(f"features.{place}.weight")) == 4]
-    # Other networks of torchvision have `features`, too: of other kernels, or with modules in modules.
-    if len(convolutions) < 2 or any(shape[2:] != (3, 3) for shape in convolutions):
+    # Other networks of torchvision have `features`, too: of larger kernels at first, or with modules in modules.
+    if sum(shape[2:] == (3, 3) for shape in convolutions) < 2 or convolutions[0][2:] != (3, 3):
         return []
     kernels = [shape_of(source, f"features.{place}.weight", 4, "a VGG") for place in sorted({0, *places})]
     channels: list[int] = []

@@ -16,7 +16,6 @@ import transformers
 from dtc_jax import presets
 from dtc_jax.config import (
     AutoencoderKLConfig,
-    DataConfig,
     DiffusionConfig,
     DINOv2Config,
     ExperimentConfig,
@@ -219,15 +218,15 @@ def test_card_says_the_licences(model_folder: Path, tmp_path: Path) -> None:
     assert "license: creativeml-openrail-m" in card and "sd15.safetensors" in card
     assert "- unet: [CreativeML OpenRAIL-M](" in card and "- reference_encoder: [Apache-2.0](" in card
     assert "trust_remote_code=True" in card and "{" not in card.split("## Parts")[1]
-    assert "not recorded" not in card
+    assert "not recorded" not in card and "usually published in the layouts" in card
 
 
 def test_card_of_published_sizes_assumes_their_licences() -> None:
-    from dtc_jax.weights.export_pytorch.card import _licence_text, _licences
+    from dtc_jax.weights.export_pytorch.card import _licences, licence_text
 
-    text = _licence_text(_licences(ModelConfig(), []), None, DataConfig().kind, known=False)
+    text = licence_text(_licences(ModelConfig(), [], ["unet", "reference_encoder"]), None, known=False)
     assert "CreativeML OpenRAIL-M" in text and "Apache-2.0" in text and "not recorded" in text
-    assert "CC BY-NC 4.0" in _licence_text({}, "CC BY-NC 4.0", "viton_hd", known=True)
+    assert "BSD" not in text and "nothing was trained here" in text
 
 
 def test_existing_folder_and_bad_numbers_are_refused(model_folder: Path, exported: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from dtc_jax.weights.mapping import export_tensors, import_tensors
 from dtc_jax.weights.new_folder import new_folder
 from dtc_jax.weights.sources import Source, read_sources, write_sources
 from dtc_jax.weights.tensors import LazyTensor, Shape, TensorSource, WeightsError, cast, open_tensors, write_tensors
+from dtc_jax.weights.training_data import DATA_FILE, TrainingData, read_training_data
 
 EXPERIMENT_FILE = "dtc_jax.json"
 """The whole configuration, for the way back."""
@@ -131,7 +132,10 @@ def export_pipeline(
         (folder / EXPERIMENT_FILE).write_text(config_to_json(config))
         if known:
             write_sources(folder, known)
-        (folder / "README.md").write_text(model_card(checkpoint, known, dtype))
+        if checkpoint.data is not None:
+            (folder / DATA_FILE).write_text(checkpoint.data.to_json())
+        exported = [network.network for network in networks] + ["vgg"] * (folder / "vgg").is_dir()
+        (folder / "README.md").write_text(model_card(checkpoint, exported, known, dtype))
     return target
 
 
@@ -189,12 +193,14 @@ class Exported:
         config: The configuration that it was exported from.
         networks: Tensors of each network, named by Flax paths, in our layout.
         sources: Where the networks came from, as far as is known.
+        data: What it was trained on, as far as is known.
     """
 
     path: Path
     config: ExperimentConfig
     networks: dict[str, list[LazyTensor]]
     sources: list[Source]
+    data: TrainingData | None
 
 
 def is_exported_folder(folder: Path) -> bool:
@@ -218,7 +224,7 @@ def open_exported(folder: Path) -> Exported:
             (table,) = import_tensors(FLAX, *original)
             tensors = [table if tensor.name == POSITIONS else tensor for tensor in tensors]
         networks[network.network] = tensors
-    return Exported(folder, config, networks, read_sources(folder))
+    return Exported(folder, config, networks, read_sources(folder), read_training_data(folder))
 
 
 def exported_config(folder: Path) -> ExperimentConfig:
