@@ -27,7 +27,7 @@ from dtc_jax.training.profiling import Profile
 from dtc_jax.training.progress import Progress
 from dtc_jax.training.provenance import append_provenance
 from dtc_jax.training.rolling import make_evaluation
-from dtc_jax.training.run_directory import prepare_run_dir
+from dtc_jax.training.run_directory import data_notes, prepare_run_dir
 from dtc_jax.training.sharding import check_batch, make_mesh
 from dtc_jax.training.source import make_source
 from dtc_jax.training.step import TrainState, check_finite
@@ -94,7 +94,7 @@ def train(
     if frozen and latest is None:
         whole = to_host(frozen, mesh, keep=main_process)
         if main_process:
-            save_model_folder(run_dir / "frozen", config, whole)
+            save_model_folder(run_dir / "frozen", config, whole, notes=data_notes(config, run_dir))
         del whole
     with ExitStack() as closing:
         stop = closing.enter_context(StopRequest())
@@ -159,7 +159,7 @@ def train(
 
     final = to_host({**frozen, **state.averaged}, mesh, keep=main_process)
     if main_process:
-        save_model_folder(run_dir / "model", config, final)
+        save_model_folder(run_dir / "model", config, final, notes=data_notes(config, run_dir))
         logger.info("finished: %s", run_dir / "model")
     # The next stage reads this folder on every process.
     multihost_utils.sync_global_devices("model saved")

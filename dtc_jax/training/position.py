@@ -24,6 +24,7 @@ def data_identity(config: ExperimentConfig) -> dict[str, Any]:
     identity: dict[str, Any] = {"kind": config.data.kind, "seed": config.data.seed}
     if config.data.kind == "records":
         identity |= {"split": config.data.split, **describe_data_set(config)}
+        identity.pop("licence", None)
     return identity
 
 

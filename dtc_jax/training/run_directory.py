@@ -9,6 +9,7 @@ from typing import Any
 from dtc_jax.config import ConfigError, ExperimentConfig, config_to_json, load_config
 from dtc_jax.data.records import find_data_set
 from dtc_jax.training.files import write_text
+from dtc_jax.weights.training_data import DATA_FILE, TrainingData
 
 
 def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> None:
@@ -40,12 +41,12 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> Non
                 "use another --run-dir"
             )
     described = describe_data_set(config)
-    data_path = run_dir / "data_set.json"
+    data_path = run_dir / DATA_FILE
     if (
         path.exists()
         and described
         and data_path.exists()
-        and (before := json.loads(data_path.read_text())) != described
+        and _in_words(before := json.loads(data_path.read_text())) != _in_words(described)
     ):
         raise ConfigError(
             f"{config.data.path}: holds {_in_words(described)}, {run_dir} was started with {_in_words(before)}; "
@@ -71,9 +72,19 @@ def describe_data_set(config: ExperimentConfig) -> dict[str, Any]:
         return {}
     found = find_data_set(config.data.path)
     count = found.splits.get(config.data.split, 0)
-    return {"name": found.name, "version": found.version, "size": found.size, "records": count}
+    # The licence is for those who get the model; the others say which data they are.
+    licence = found.metadata.get("licence")
+    said = {} if licence is None else {"licence": licence}
+    return {"name": found.name, "version": found.version, "size": found.size, "records": count, **said}
+
+
+def data_notes(config: ExperimentConfig, run_dir: Path) -> dict[str, str]:
+    """What goes into a model folder about the data that it was trained on: {file name: text}."""
+    path = run_dir / DATA_FILE
+    if config.data.kind == "records" and path.is_file():
+        return {DATA_FILE: path.read_text()}
+    return {DATA_FILE: TrainingData(config.data.kind).to_json()}
 
 
 def _in_words(described: dict[str, Any]) -> str:
-    name, version, size, records = described.values()
-    return f"{name} {version} ({records} records of {size} pixels)"
+    return "{name} {version} ({records} records of {size} pixels)".format(**described)

@@ -16,7 +16,16 @@ from typing import Any
 from dtc_jax.config import AutoencoderKLConfig, ConfigError
 from dtc_jax.models.autoencoder_kl import AutoencoderKL
 from dtc_jax.weights.layouts import Entry, Layout, Shapes, rule_entries
-from dtc_jax.weights.recognition import Detected, config_beside, length, refuse_other_values, shapes_of
+from dtc_jax.weights.recognition import (
+    Detected,
+    config_beside,
+    is_recognised,
+    length,
+    refuse_other_values,
+    shape_of,
+    shapes_of,
+    with_usual,
+)
 from dtc_jax.weights.tensor_source import Shape, TensorSource, WeightsError, with_prefix
 from dtc_jax.weights.transforms import LINEAR_AS_CONV
 
@@ -87,6 +96,20 @@ _SUPPORTED = {
 }
 
 
+_USUAL = {
+    "in_channels": 3,
+    "latent_channels": 4,
+    "down_block_types": ["DownEncoderBlock2D"],
+    "up_block_types": ["UpDecoderBlock2D"],
+    "block_out_channels": [64],
+    "layers_per_block": 1,
+    "norm_num_groups": _NUM_GROUPS,
+    "mid_block_add_attention": True,
+    "scaling_factor": _SCALING_FACTOR,
+}
+"""diffusers' own defaults, which a config.json may leave out."""
+
+
 def to_diffusers_config(config: AutoencoderKLConfig) -> dict[str, Any]:
     """diffusers' arguments of `AutoencoderKL` for these sizes."""
     levels = len(config.block_out_channels)
@@ -111,21 +134,13 @@ def from_diffusers_config(published: Mapping[str, Any], where: str = "config.jso
     Raises:
         WeightsError: it has a setting that our network does not.
     """
-    channels = published.get("in_channels", 3)
-    kinds = {*published.get("down_block_types", []), *published.get("up_block_types", [])}
-    refuse_other_values(published, {**_SUPPORTED, "out_channels": channels}, where)
+    sizes = with_usual(published, _USUAL, where)
+    refuse_other_values(published, {**_SUPPORTED, "out_channels": sizes["in_channels"]}, where)
+    kinds = {*sizes.pop("down_block_types"), *sizes.pop("up_block_types")}
     if kinds - {"DownEncoderBlock2D", "UpDecoderBlock2D"}:
         raise WeightsError(f"{where}: blocks of the kinds {', '.join(sorted(kinds))} are not supported")
     try:
-        return AutoencoderKLConfig(
-            in_channels=channels,
-            latent_channels=published.get("latent_channels", 4),
-            block_out_channels=tuple(published.get("block_out_channels", (64,))),
-            layers_per_block=published.get("layers_per_block", 1),
-            norm_num_groups=published.get("norm_num_groups", _NUM_GROUPS),
-            mid_block_add_attention=published.get("mid_block_add_attention", True),
-            scaling_factor=published.get("scaling_factor", _SCALING_FACTOR),
-        )
+        return AutoencoderKLConfig(block_out_channels=tuple(sizes.pop("block_out_channels")), **sizes)
     except ConfigError as error:
         raise WeightsError(f"{where}: {error}") from None
 
@@ -133,14 +148,20 @@ def from_diffusers_config(published: Mapping[str, Any], where: str = "config.jso
 # ------------------------------------------------------------------------------------------------------ recognition
 
 
+_LIKE = "an AutoencoderKL"
+_MARKS = ("encoder.conv_in.weight", "decoder.conv_in.weight", "quant_conv.weight", "post_quant_conv.weight")
+
+
 def recognise(source: TensorSource) -> list[Detected]:
     """The autoencoder in a source, by itself or inside an LDM single file."""
     names = frozenset(source.keys())
     inner: TensorSource = source
-    if f"{LDM_PREFIX}encoder.conv_in.weight" in names:
+    inside = any(name.startswith(LDM_PREFIX) for name in names)
+    if inside:
         inner = with_prefix(source, LDM_PREFIX)
         names = frozenset(inner.keys())
-    if not {"encoder.conv_in.weight", "decoder.conv_in.weight", "quant_conv.weight", "post_quant_conv.weight"} <= names:
+    published = config_beside(source, "AutoencoderKL")
+    if not is_recognised(names, _MARKS, {} if inside else published, lacking=1):
         return []
     if "encoder.down.0.block.0.norm1.weight" in names:
         layout, level, layer, middle = LDM, "encoder.down", "block", "encoder.mid.attn_1.norm.weight"
@@ -148,23 +169,23 @@ def recognise(source: TensorSource) -> list[Detected]:
         earlier = "encoder.mid_block.attentions.0.query.weight" in names
         layout = DIFFUSERS_EARLIER if earlier else DIFFUSERS
         level, layer, middle = "encoder.down_blocks", "resnets", "encoder.mid_block.attentions.0.group_norm.weight"
-    published = config_beside(source, "AutoencoderKL")
     if published is not None:
         config = from_diffusers_config(published, f"{source.path}'s config.json")
         return [Detected("vae", layout, inner, config, shapes(config), "names, config.json")]
     escaped = re.escape(level)
     levels = range(length(names, rf"{escaped}\.(\d+)\."))
+    first = [shape_of(inner, f"{level}.{i}.{layer}.0.conv1.weight", 4, _LIKE) for i in levels]
     try:
         config = AutoencoderKLConfig(
-            in_channels=inner.shape("encoder.conv_in.weight")[1],
-            latent_channels=inner.shape("post_quant_conv.weight")[0],
-            block_out_channels=tuple(inner.shape(f"{level}.{i}.{layer}.0.conv1.weight")[0] for i in levels),
+            in_channels=shape_of(inner, "encoder.conv_in.weight", 4, _LIKE)[1],
+            latent_channels=shape_of(inner, "post_quant_conv.weight", 4, _LIKE)[0],
+            block_out_channels=tuple(shape[0] for shape in first),
             layers_per_block=length(names, rf"{escaped}\.0\.{layer}\.(\d+)\."),
             norm_num_groups=_NUM_GROUPS,
             mid_block_add_attention=middle in names,
             scaling_factor=_SCALING_FACTOR,
         )
-    except (ConfigError, KeyError) as error:
+    except ConfigError as error:
         raise WeightsError(f"{source.path}: looks like an AutoencoderKL, but is none ({error})") from None
     reason = f"names; {_NUM_GROUPS} groups per norm and the scaling factor {_SCALING_FACTOR} assumed"
     return [Detected("vae", layout, inner, config, shapes(config), reason)]

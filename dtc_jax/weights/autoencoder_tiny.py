@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from dtc_jax.config import AutoencoderTinyConfig, ConfigError
+from dtc_jax.config import AutoencoderTinyConfig
 from dtc_jax.models.autoencoder_tiny import AutoencoderTiny
 from dtc_jax.weights.layouts import Entry, Layout, Shapes, rule_entries
-from dtc_jax.weights.recognition import Detected, length, shapes_of
-from dtc_jax.weights.tensor_source import Shape, TensorSource, WeightsError, with_prefix
+from dtc_jax.weights.recognition import Detected, length, shape_of, shapes_of
+from dtc_jax.weights.tensor_source import Shape, TensorSource, with_prefix
 
 DIFFUSERS = Layout("diffusers AutoencoderTiny", rule_entries)
 
@@ -87,19 +87,17 @@ def _blocks(source: TensorSource, first: int) -> tuple[int, ...]:
 def _config(
     source: TensorSource, encoder_blocks: tuple[int, ...], decoder_blocks: tuple[int, ...], encoder: TensorSource | None
 ) -> AutoencoderTinyConfig:
-    try:
-        if encoder is None:
-            channels, latent_channels, in_channels = source.shape("1.weight")[0], source.shape("1.weight")[1], 3
-        else:
-            last = length(encoder.keys(), r"(\d+)\.") - 1
-            channels, in_channels = encoder.shape("0.weight")[:2]
-            latent_channels = encoder.shape(f"{last}.weight")[0]
-        return AutoencoderTinyConfig(
-            in_channels=in_channels,
-            latent_channels=latent_channels,
-            channels=channels,
-            num_encoder_blocks=encoder_blocks,
-            num_decoder_blocks=decoder_blocks,
-        )
-    except (ConfigError, KeyError, IndexError) as error:
-        raise WeightsError(f"{source.path}: looks like TAESD, but is none ({error})") from None
+    if encoder is None:
+        channels, latent_channels = shape_of(source, "1.weight", 4, "TAESD")[:2]
+        in_channels = 3
+    else:
+        last = length(encoder.keys(), r"(\d+)\.") - 1
+        channels, in_channels = shape_of(encoder, "0.weight", 4, "TAESD")[:2]
+        latent_channels = shape_of(encoder, f"{last}.weight", 4, "TAESD")[0]
+    return AutoencoderTinyConfig(
+        in_channels=in_channels,
+        latent_channels=latent_channels,
+        channels=channels,
+        num_encoder_blocks=encoder_blocks,
+        num_decoder_blocks=decoder_blocks,
+    )

@@ -18,8 +18,9 @@ from dtc_jax.weights.model_folder import (
     resolve_checkpoint,
 )
 from dtc_jax.weights.run_folder import is_unfinished_run, load_run_folder, split_step
-from dtc_jax.weights.sources import Source, read_sources
+from dtc_jax.weights.sources import SOURCES_FILE, Source, read_sources
 from dtc_jax.weights.tensors import ArraySource, SafetensorsFile, TensorSource, WeightsError
+from dtc_jax.weights.training_data import TrainingData, read_training_data
 
 Weights = Literal["ema", "params"]
 
@@ -44,12 +45,14 @@ class Checkpoint:
         config: Its configuration.
         networks: Tensors of each network, named by Flax paths.
         sources: Where the networks came from before training, as far as is known.
+        data: What it was trained on; None if it was imported and never trained.
     """
 
     path: Path
     config: ExperimentConfig
     networks: dict[str, TensorSource]
     sources: list[Source]
+    data: TrainingData | None
 
 
 def open_checkpoint(path: Path | None, weights: Weights | None = None) -> Checkpoint:
@@ -70,7 +73,7 @@ def open_checkpoint(path: Path | None, weights: Weights | None = None) -> Checkp
             name: ArraySource(flatten_params(network), path) for name, network in params.items()
         }
         run, _ = split_step(path)
-        folders = [run / "frozen", run]
+        folders = [run, run / "frozen"]
     else:
         folder = resolve_checkpoint(path)
         if weights == "params":
@@ -82,7 +85,17 @@ def open_checkpoint(path: Path | None, weights: Weights | None = None) -> Checkp
         folders = [folder, folder.parent / "frozen"]
     check_networks(config, networks, path or Path("the shipped model"))
     sources = next((found for found in map(read_sources, folders) if found), [])
-    return Checkpoint(path or folders[0], config, networks, sources)
+    return Checkpoint(path or folders[0], config, networks, sources, _training_data(folders[0], config))
+
+
+def _training_data(folder: Path, config: ExperimentConfig) -> TrainingData | None:
+    """What lies beside the weights, or in their run; importing leaves a sources.json there, training does not."""
+    found = read_training_data(folder)
+    if found is None and (folder.parent / "checkpoints").is_dir():
+        found = read_training_data(folder.parent)
+    if found is None and not (folder / SOURCES_FILE).is_file():
+        return TrainingData(config.data.kind)
+    return found
 
 
 def check_networks(config: ExperimentConfig, networks: dict[str, TensorSource], where: Path) -> None:

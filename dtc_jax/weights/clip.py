@@ -19,11 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dtc_jax.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, ConfigError, PaintByExampleEncoderConfig
+from dtc_jax.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, PaintByExampleEncoderConfig
 from dtc_jax.models.clip import CLIPModel, CLIPTextModel, CLIPVisionModel, CLIPVisionModelWithProjection
 from dtc_jax.models.paint_by_example import PaintByExampleImageEncoder
 from dtc_jax.weights.layouts import Entry, Layout, Shapes, flax_shapes, join_entries, rule_entries
-from dtc_jax.weights.recognition import Detected, config_beside, length, shapes_of
+from dtc_jax.weights.recognition import Detected, config_beside, length, shape_of, shapes_of, with_usual
 from dtc_jax.weights.tensor_source import RenamedSource, Shape, TensorSource, WeightsError, with_prefix
 from dtc_jax.weights.transforms import IDENTITY, LINEAR, joined
 
@@ -136,6 +136,7 @@ def _image(config: CLIPVisionConfig) -> Shape:
 
 _VISION_MARK = "embeddings.class_embedding"
 _TEXT_MARK = "embeddings.token_embedding.weight"
+_LIKE = "a CLIP"
 _HEAD_DIM = 64
 _ASSUMED = f"names; heads of {_HEAD_DIM} and OpenAI's quick_gelu assumed"
 
@@ -143,10 +144,7 @@ _ASSUMED = f"names; heads of {_HEAD_DIM} and OpenAI's quick_gelu assumed"
 def recognise(source: TensorSource) -> list[Detected]:
     """CLIP's encoders, or Paint by Example's, in a source; also inside an LDM single file."""
     names = frozenset(source.keys())
-    try:
-        return _paint_by_example(source, names) or _clip(source, names)
-    except (ConfigError, KeyError, IndexError, ZeroDivisionError) as error:
-        raise WeightsError(f"{source.path}: looks like a CLIP, but is none ({error})") from None
+    return _paint_by_example(source, names) or _clip(source, names)
 
 
 def _paint_by_example(source: TensorSource, names: frozenset[str]) -> list[Detected]:
@@ -155,7 +153,7 @@ def _paint_by_example(source: TensorSource, names: frozenset[str]) -> list[Detec
         prefix, mapper = "cond_stage_model.transformer.vision_model.", r"cond_stage_model\.mapper\.resblocks\.(\d+)\."
         layout = PAINT_BY_EXAMPLE_LDM
     elif "mapper.blocks.0.norm1.weight" in names:
-        older = f"model.vision_model.{_VISION_MARK}" in names
+        older = any(name.startswith("model.vision_model.") for name in names)
         inner, prefix, mapper = source, "model.vision_model." if older else "model.", r"mapper\.blocks\.(\d+)\."
         layout = paint_by_example_layout(prefix)
     else:
@@ -163,7 +161,7 @@ def _paint_by_example(source: TensorSource, names: frozenset[str]) -> list[Detec
     config = PaintByExampleEncoderConfig(
         vision=_vision_config(inner, prefix, config_beside(source, "PaintByExampleImageEncoder")),
         mapper_layers=length(names, mapper),
-        projection_dim=inner.shape("proj_out.weight")[0],
+        projection_dim=shape_of(inner, "proj_out.weight", 2, _LIKE)[0],
     )
     return [Detected("paint_by_example_encoder", layout, inner, config, paint_by_example_shapes(config), _ASSUMED)]
 
@@ -172,8 +170,8 @@ def _clip(source: TensorSource, names: frozenset[str]) -> list[Detected]:
     if {f"vision_model.{_VISION_MARK}", f"text_model.{_TEXT_MARK}", "logit_scale"} <= names:
         published = config_beside(source, "CLIPModel") or {}
         config = CLIPConfig(
-            vision=_vision_config(source, "vision_model.", published.get("vision_config")),
-            text=_text_config(source, "text_model.", published.get("text_config")),
+            vision=_vision_config(source, "vision_model.", _inner(published, "vision_config", source)),
+            text=_text_config(source, "text_model.", _inner(published, "text_config", source)),
         )
         return [Detected("clip", CLIP, source, config, clip_shapes(config), _reason(published))]
     for prefix in ("vision_model.", ""):
@@ -199,28 +197,42 @@ def _reason(published: Mapping[str, Any] | None) -> str:
 
 def _common(source: TensorSource, prefix: str, published: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that both encoders have."""
-    width = source.shape(f"{prefix}embeddings.position_embedding.weight")[1]
-    activation = published.get("hidden_act", "quick_gelu")
+    width = shape_of(source, f"{prefix}embeddings.position_embedding.weight", 2, _LIKE)[1]
+    usual = {
+        "hidden_act": "quick_gelu",
+        "num_attention_heads": max(1, width // _HEAD_DIM),
+        "layer_norm_eps": 1e-5,
+    }
+    fields = with_usual(published, usual, f"{source.path}'s config.json")
+    activation = fields["hidden_act"]
     if activation not in ("quick_gelu", "gelu"):
         raise WeightsError(f"{source.path}'s config.json: hidden_act = {activation!r}; supported: quick_gelu, gelu")
-    return {
+    return fields | {
         "hidden_size": width,
-        "intermediate_size": source.shape(f"{prefix}encoder.layers.0.mlp.fc1.weight")[0],
+        "intermediate_size": shape_of(source, f"{prefix}encoder.layers.0.mlp.fc1.weight", 2, _LIKE)[0],
         "num_hidden_layers": length(source.keys(), rf"{re.escape(prefix)}encoder\.layers\.(\d+)\."),
-        "num_attention_heads": published.get("num_attention_heads", max(1, width // _HEAD_DIM)),
-        "hidden_act": activation,
-        "layer_norm_eps": published.get("layer_norm_eps", 1e-5),
     }
 
 
 def _projection_dim(source: TensorSource, name: str, published: Mapping[str, Any], otherwise: int) -> int:
-    return source.shape(name)[0] if name in source.keys() else published.get("projection_dim", otherwise)  # noqa: SIM118
+    if name in source.keys():  # noqa: SIM118
+        return shape_of(source, name, 2, _LIKE)[0]
+    fields = with_usual(published, {"projection_dim": otherwise}, f"{source.path}'s config.json")
+    return int(fields["projection_dim"])
+
+
+def _inner(published: Mapping[str, Any], name: str, source: TensorSource) -> Mapping[str, Any] | None:
+    """The configuration of one encoder in that of both."""
+    inner = published.get(name)
+    if inner is not None and not isinstance(inner, Mapping):
+        raise WeightsError(f"{source.path}'s config.json: {name} is no configuration")
+    return inner
 
 
 def _vision_config(source: TensorSource, prefix: str, published: Mapping[str, Any] | None) -> CLIPVisionConfig:
     published = published or {}
-    patch_size = source.shape(f"{prefix}embeddings.patch_embedding.weight")[2]
-    patches = source.shape(f"{prefix}embeddings.position_embedding.weight")[0] - 1
+    patch_size = shape_of(source, f"{prefix}embeddings.patch_embedding.weight", 4, _LIKE)[2]
+    patches = shape_of(source, f"{prefix}embeddings.position_embedding.weight", 2, _LIKE)[0] - 1
     return CLIPVisionConfig(
         image_size=math.isqrt(patches) * patch_size,
         patch_size=patch_size,
@@ -231,12 +243,13 @@ def _vision_config(source: TensorSource, prefix: str, published: Mapping[str, An
 
 def _text_config(source: TensorSource, prefix: str, published: Mapping[str, Any] | None) -> CLIPTextConfig:
     published = published or {}
-    vocab_size = source.shape(f"{prefix}{_TEXT_MARK}")[0]
+    vocab_size = shape_of(source, f"{prefix}{_TEXT_MARK}", 2, _LIKE)[0]
     # Older configurations say 2, by mistake (huggingface/transformers#24773): it is the last token.
-    eos_token_id = published.get("eos_token_id", 2)
+    fields = with_usual(published, {"eos_token_id": 2}, f"{source.path}'s config.json")
+    eos_token_id = fields["eos_token_id"]
     return CLIPTextConfig(
         vocab_size=vocab_size,
-        max_position_embeddings=source.shape(f"{prefix}embeddings.position_embedding.weight")[0],
+        max_position_embeddings=shape_of(source, f"{prefix}embeddings.position_embedding.weight", 2, _LIKE)[0],
         eos_token_id=vocab_size - 1 if eos_token_id == 2 else eos_token_id,
         projection_dim=_projection_dim(source, "text_projection.weight", published, CLIPTextConfig.projection_dim),
         **_common(source, prefix, published),

@@ -32,6 +32,7 @@ from dtc_jax.weights.hub import locate
 from dtc_jax.weights.initialize_model import Parts, initialize_model
 from dtc_jax.weights.inspect import describe, inspect
 from dtc_jax.weights.model_folder import ModelFolderError
+from dtc_jax.weights.new_folder import refuse_existing
 from dtc_jax.weights.single_files import export_single_file
 from dtc_jax.weights.sources import read_sources
 from dtc_jax.weights.tensors import WeightsError
@@ -145,12 +146,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_help())
         return 0 if words else 2
     try:
+        if any("\0" in word for word in words):
+            raise UsageError("an argument holds a NUL byte; no file has such a name")
         if words[0] not in _COMMANDS:
             raise UsageError(f"unknown command {words[0]!r}: one of {', '.join(_COMMANDS)} (see {PROGRAM} --help)")
         kind, run = _COMMANDS[words[0]]
         return run(parse_arguments(kind, words[1:], f"{PROGRAM} {words[0]}"))
     except (UsageError, WeightsError, ModelFolderError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a name that the file system cannot have, a file that goes away meanwhile
+        print(f"error: {str(error.filename or PROGRAM)[:200]}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -169,10 +175,9 @@ def _help() -> str:
 
 def run_import(arguments: ImportArguments) -> int:
     """`import`: a line per network, and how to train."""
-    if arguments.output.exists():
-        raise WeightsError(f"{arguments.output}: exists already; choose another name or remove it")
-    if arguments.image_size < 1 or arguments.seed < 0:
-        raise UsageError("--image-size must be positive, --seed not negative")
+    refuse_existing(arguments.output)
+    if arguments.image_size < 1 or not 0 <= arguments.seed < 2**63:
+        raise UsageError("--image-size must be positive, --seed between 0 and 2**63")
 
     def located(name: str | None, *folders: str) -> Path | None:
         return None if name is None else locate(name, folders or ("",), arguments.variant)
@@ -220,8 +225,7 @@ def other_than_default(model: ModelConfig) -> list[str]:
 
 def run_export(arguments: ExportArguments) -> int:
     """`export`."""
-    if arguments.output.exists():
-        raise WeightsError(f"{arguments.output}: exists already; choose another name or remove it")
+    refuse_existing(arguments.output)
     if not arguments.max_shard_gb > 0:
         raise UsageError(f"--max-shard-gb must be positive, not {arguments.max_shard_gb}")
     checkpoint = open_checkpoint(arguments.checkpoint, arguments.weights)
@@ -239,7 +243,7 @@ def run_export(arguments: ExportArguments) -> int:
         checkpoint,
         arguments.output,
         dtype=dtype,
-        max_shard_bytes=int(arguments.max_shard_gb * 1e9),
+        max_shard_bytes=int(min(arguments.max_shard_gb * 1e9, 2.0**62)),  # inf: one file
         with_vgg=arguments.with_vgg,
         sources=sources,
     )
@@ -253,8 +257,8 @@ def run_verify(arguments: VerifyArguments) -> int:
     checkpoint = open_checkpoint(arguments.checkpoint, arguments.weights)
     if arguments.exported is not None and not arguments.exported.is_dir():
         raise WeightsError(f"{arguments.exported}: no such folder; leave --exported out to export now")
-    if arguments.num_inference_steps < 0:
-        raise UsageError(f"--num-inference-steps must not be negative, but is {arguments.num_inference_steps}")
+    if arguments.num_inference_steps < 0 or arguments.seed < 0:
+        raise UsageError("--num-inference-steps and --seed must not be negative")
     with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported = arguments.exported or _exported(checkpoint, Path(temporary) / "exported")

@@ -12,7 +12,7 @@ from dtc_jax.config import UNetConfig
 from dtc_jax.models.hint import HintEncoder
 from dtc_jax.weights import unet
 from dtc_jax.weights.layouts import Layout
-from dtc_jax.weights.recognition import Detected, config_beside, shapes_of
+from dtc_jax.weights.recognition import Detected, config_beside, is_recognised, shape_of, shapes_of
 from dtc_jax.weights.tensor_source import Shape, TensorSource, with_prefix
 from dtc_jax.weights.unet_config import from_diffusers_config
 
@@ -41,16 +41,19 @@ def shapes(config: UNetConfig, in_channels: int = 4) -> dict[str, Shape]:
     return shapes_of(HintEncoder(config), *inputs)
 
 
+_MARKS = ("conv_in.weight", "controlnet_cond_embedding.conv_in.weight")
+
+
 def recognise(source: TensorSource) -> list[Detected]:
     """A ControlNet for Stable Diffusion 1.x in a source, by itself or inside a single file of a whole model."""
     names = frozenset(source.keys())
     inner: TensorSource = source
-    if f"{LDM_PREFIX}input_hint_block.0.weight" in names:
+    if any(name.startswith(LDM_PREFIX) for name in names):
         inner = with_prefix(source, LDM_PREFIX)
         names = frozenset(inner.keys())
-    if "controlnet_cond_embedding.conv_in.weight" in names:
+    published = config_beside(source, "ControlNetModel")
+    if is_recognised(names, _MARKS, published):
         layout, conv_in = DIFFUSERS, "conv_in.weight"
-        published = config_beside(source, "ControlNetModel")
         if published is not None:
             known = {
                 **published,
@@ -60,11 +63,11 @@ def recognise(source: TensorSource) -> list[Detected]:
             config, reason = from_diffusers_config(known, f"{source.path}'s config.json"), "names, config.json"
         else:
             config, reason = unet.config_from_diffusers_names(inner)
-    elif {"input_hint_block.0.weight", "input_blocks.0.0.weight"} <= names:
+    elif any(name.startswith("input_hint_block.") for name in names):
         layout, conv_in = LDM, "input_blocks.0.0.weight"
         config, reason = unet.config_from_ldm_names(inner)
     else:
         return []
-    channels = inner.shape(conv_in)[1]
+    channels = shape_of(inner, conv_in, 4, "a ControlNet")[1]
     reason += "; its condition's network and zero convolutions are left out"
     return [Detected("controlnet", layout, inner, config, shapes(config, channels), reason)]

@@ -8,18 +8,18 @@ from dtc_jax.weights import autoencoder_kl, autoencoder_tiny, clip, controlnet, 
 from dtc_jax.weights.recognition import Detected
 from dtc_jax.weights.tensor_source import TensorSource, WeightsError
 
-RECOGNISERS: tuple[Callable[[TensorSource], list[Detected]], ...] = (
-    controlnet.recognise,
-    unet.recognise,
-    autoencoder_kl.recognise,
-    dinov2.recognise,
-    vgg.recognise,
-    autoencoder_tiny.recognise,
-    clip.recognise,
-    inception.recognise,
-    hed.recognise,
-)
-"""One per network; a new network adds its own."""
+RECOGNISERS: dict[str, Callable[[TensorSource], list[Detected]]] = {
+    "a ControlNet": controlnet.recognise,
+    "a U-Net": unet.recognise,
+    "an AutoencoderKL": autoencoder_kl.recognise,
+    "DINOv2": dinov2.recognise,
+    "a VGG": vgg.recognise,
+    "TAESD": autoencoder_tiny.recognise,
+    "a CLIP": clip.recognise,
+    "an InceptionV3": inception.recognise,
+    "ControlNetHED": hed.recognise,
+}
+"""One per network, by what messages call it; a new network adds its own."""
 
 _SD1 = "expected the U-Net of Stable Diffusion 1.x (cross-attention to 768 channels, 1x1 convolutions around it)"
 
@@ -34,12 +34,23 @@ def detect_networks(source: TensorSource) -> list[Detected]:
     foreign = foreign_architecture(source)
     if foreign is not None:
         raise WeightsError(f"{source.path}: {foreign}")
-    found = [detected for recognise in RECOGNISERS for detected in recognise(source)]
+    found = [detected for network in RECOGNISERS for detected in _recognised(network, source)]
     if not found:
         names = source.keys()
         first = ", ".join(f"{name} {list(source.shape(name))}" for name in names[:3])
         raise WeightsError(f"{source.path}: of no network that is known: {len(names)} tensors, the first are {first}")
     return found
+
+
+def _recognised(network: str, source: TensorSource) -> list[Detected]:
+    """What one recogniser finds; sizes of which no such network can be made are an error of the file."""
+    try:
+        return RECOGNISERS[network](source)
+    except WeightsError:
+        raise
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise WeightsError(f"{source.path}: looks like {network}, but is none ({reason})") from None
 
 
 def detect(source: TensorSource, network: str | None = None) -> Detected:
@@ -102,6 +113,6 @@ def _second_generation(source: TensorSource, names: frozenset[str]) -> bool:
             len(source.shape(name)) == 2
         ):
             return True
-        if name.endswith("transformer_blocks.0.attn2.to_k.weight") and source.shape(name)[1] == 1024:
+        if name.endswith("transformer_blocks.0.attn2.to_k.weight") and source.shape(name)[1:] == (1024,):
             return True
     return False

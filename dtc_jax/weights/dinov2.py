@@ -22,7 +22,16 @@ import numpy as np
 from dtc_jax.config import ConfigError, DINOv2Config
 from dtc_jax.models.dinov2 import Dinov2Model, interpolate_positions
 from dtc_jax.weights.layouts import Entry, Layout, Shapes, join_entries, rule_entries, rule_transform
-from dtc_jax.weights.recognition import Detected, config_beside, length, refuse_other_values, shapes_of
+from dtc_jax.weights.recognition import (
+    Detected,
+    config_beside,
+    is_recognised,
+    length,
+    refuse_other_values,
+    shape_of,
+    shapes_of,
+    with_usual,
+)
 from dtc_jax.weights.tensor_source import Shape, TensorSource, WeightsError, with_prefix
 from dtc_jax.weights.transforms import Transform, joined
 
@@ -93,6 +102,19 @@ FACEBOOK = Layout("Facebook's DinoVisionTransformer", _facebook_entries)
 _SUPPORTED = {"hidden_act": "gelu", "qkv_bias": True, "num_channels": 3, "use_mask_token": True}
 
 
+_USUAL = {
+    "image_size": _IMAGE_SIZE,
+    "patch_size": 14,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "mlp_ratio": 4,
+    "use_swiglu_ffn": False,
+    "layer_norm_eps": 1e-6,
+}
+"""transformers' own defaults, which a config.json may leave out."""
+
+
 def to_transformers_config(config: DINOv2Config) -> dict[str, Any]:
     """transformers' arguments of `Dinov2Config`; its `image_size` is that of the position table."""
     return {
@@ -122,19 +144,8 @@ def from_transformers_config(
         WeightsError: it has a setting that our network does not.
     """
     refuse_other_values(published, _SUPPORTED, where)
-    patch, table = published.get("patch_size", 14), published.get("image_size", _IMAGE_SIZE)
-    return _config(
-        where,
-        patch_size=patch,
-        table_size=table,
-        image_size=image_size,
-        hidden_size=published.get("hidden_size", 768),
-        num_hidden_layers=published.get("num_hidden_layers", 12),
-        num_attention_heads=published.get("num_attention_heads", 12),
-        mlp_ratio=published.get("mlp_ratio", 4),
-        use_swiglu_ffn=published.get("use_swiglu_ffn", False),
-        layer_norm_eps=published.get("layer_norm_eps", 1e-6),
-    )
+    sizes = with_usual(published, _USUAL, where)
+    return _config(where, table_size=sizes.pop("image_size"), image_size=image_size, **sizes)
 
 
 def _config(where: str, *, patch_size: int, table_size: int, image_size: int | None, **sizes: Any) -> DINOv2Config:
@@ -151,6 +162,10 @@ def _config(where: str, *, patch_size: int, table_size: int, image_size: int | N
 # ------------------------------------------------------------------------------------------------------ recognition
 
 
+_MARKS = ("embeddings.cls_token", "embeddings.position_embeddings", "encoder.layer.0.layer_scale1.lambda1")
+_FACEBOOK_MARKS = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.ls1.gamma")
+
+
 def recognise(source: TensorSource) -> list[Detected]:
     """DINOv2 without registers, in either layout; also as the backbone of transformers' classifiers."""
     names = frozenset(source.keys())
@@ -158,10 +173,11 @@ def recognise(source: TensorSource) -> list[Detected]:
     if "dinov2.embeddings.cls_token" in names:
         inner = with_prefix(source, "dinov2.")
         names = frozenset(inner.keys())
-    if {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.ls1.gamma"} <= names:
+    published = config_beside(source, "dinov2")
+    if is_recognised(names, _FACEBOOK_MARKS, None):
         layout, prefix, patches, positions = FACEBOOK, "", "patch_embed.proj.weight", "pos_embed"
         blocks, gated, layers = "blocks.0", "blocks.0.mlp.w12.weight", length(names, r"blocks\.(\d+)\.")
-    elif {"embeddings.cls_token", "embeddings.position_embeddings", "encoder.layer.0.layer_scale1.lambda1"} <= names:
+    elif is_recognised(names, _MARKS, published):
         layout, prefix = TRANSFORMERS, "embeddings."
         patches, positions = "embeddings.patch_embeddings.projection.weight", "embeddings.position_embeddings"
         blocks, gated = "encoder.layer.0", "encoder.layer.0.mlp.weights_in.weight"
@@ -170,12 +186,11 @@ def recognise(source: TensorSource) -> list[Detected]:
         return []
     if f"{prefix}register_tokens" in names:
         raise WeightsError(f"{source.path}: DINOv2 with registers; the model takes DINOv2 without (e.g. dinov2-giant)")
-    published = config_beside(source, "dinov2")
     if published is not None:
         config = from_transformers_config(published, f"{source.path}'s config.json")
         return [Detected("dinov2", layout, inner, config, shapes(config), "names, config.json")]
-    rows, width = inner.shape(positions)[1:]
-    patch = inner.shape(patches)[-1]
+    rows, width = shape_of(inner, positions, 3, "DINOv2")[1:]
+    patch = shape_of(inner, patches, 4, "DINOv2")[-1]
     table_size = math.isqrt(rows - 1) * patch
     swiglu = gated in names
     config = _config(
@@ -186,7 +201,7 @@ def recognise(source: TensorSource) -> list[Detected]:
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=max(width // _HEAD_DIM, 1),
-        mlp_ratio=4 if swiglu else inner.shape(f"{blocks}.mlp.fc1.weight")[0] // width,
+        mlp_ratio=4 if swiglu else shape_of(inner, f"{blocks}.mlp.fc1.weight", 2, "DINOv2")[0] // width,
         use_swiglu_ffn=swiglu,
     )
     reason = f"names; heads of {_HEAD_DIM} channels assumed; positions for {table_size} pixels"

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dtc_jax.config import HEDConfig
 from dtc_jax.models.hed import ControlNetHED
 from dtc_jax.weights.layouts import Entry, Layout, Shapes, rule_entries
-from dtc_jax.weights.recognition import Detected, length, shapes_of
-from dtc_jax.weights.tensor_source import Shape, TensorSource, WeightsError
+from dtc_jax.weights.recognition import Detected, length, shape_of, shapes_of
+from dtc_jax.weights.tensor_source import Shape, TensorSource
 from dtc_jax.weights.transforms import reshaped
 
 
@@ -32,11 +32,9 @@ def recognise(source: TensorSource) -> list[Detected]:
     if not {"norm", "block1.convs.0.weight", "block1.projection.weight"} <= names:
         return []
     blocks = range(1, length(names, r"block(\d+)\."))
-    try:
-        config = HEDConfig(
-            block_channels=tuple(source.shape(f"block{number}.convs.0.weight")[0] for number in blocks),
-            convolutions_per_block=tuple(length(names, rf"block{number}\.convs\.(\d+)\.") for number in blocks),
-        )
-    except (KeyError, IndexError) as error:
-        raise WeightsError(f"{source.path}: looks like ControlNetHED, but is none ({error})") from None
+    first = [shape_of(source, f"block{number}.convs.0.weight", 4, "ControlNetHED") for number in blocks]
+    config = HEDConfig(
+        block_channels=tuple(shape[0] for shape in first),
+        convolutions_per_block=tuple(length(names, rf"block{number}\.convs\.(\d+)\.") for number in blocks),
+    )
     return [Detected("hed", CONTROLNET, source, config, shapes(config), "names")]

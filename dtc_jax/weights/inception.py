@@ -9,7 +9,7 @@ from __future__ import annotations
 from dtc_jax.config import InceptionConfig
 from dtc_jax.models.inception import IMAGE_SIZE, InceptionV3
 from dtc_jax.weights.layouts import Entry, Layout, Shapes, rule_entries
-from dtc_jax.weights.recognition import Detected, shapes_of
+from dtc_jax.weights.recognition import Detected, shape_of, shapes_of
 from dtc_jax.weights.tensor_source import Shape, TensorSource, WeightsError
 
 
@@ -32,7 +32,7 @@ def recognise(source: TensorSource) -> list[Detected]:
     names = frozenset(source.keys())
     if not {"Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch_pool.conv.weight", "fc.weight"} <= names:
         return []
-    num_classes, features = source.shape("fc.weight")
+    num_classes, features = shape_of(source, "fc.weight", 2, "an InceptionV3")
     if any(name.startswith("AuxLogits.") for name in names) or num_classes == 1000:
         raise WeightsError(
             f"{source.path}: torchvision's InceptionV3 ({num_classes} classes); FID takes pytorch-fid's "

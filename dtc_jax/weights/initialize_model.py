@@ -20,7 +20,7 @@ from dtc_jax.weights.export_pytorch import is_exported_folder, open_exported
 from dtc_jax.weights.layouts import flax_shapes
 from dtc_jax.weights.mapping import import_tensors
 from dtc_jax.weights.model_folder import CONFIG_FILE
-from dtc_jax.weights.new_folder import new_folder
+from dtc_jax.weights.new_folder import new_folder, refuse_existing
 from dtc_jax.weights.recognition import Detected
 from dtc_jax.weights.sources import Source, imported_from, write_sources
 from dtc_jax.weights.starting_parts import (
@@ -35,6 +35,7 @@ from dtc_jax.weights.starting_parts import (
     taesd,
 )
 from dtc_jax.weights.tensors import LazyTensor, WeightsError, write_tensors
+from dtc_jax.weights.training_data import DATA_FILE, TrainingData
 
 _NO_LIMIT = 2**62
 
@@ -71,11 +72,13 @@ class Start:
         config: Its configuration.
         networks: Tensors of each network, named by Flax paths.
         sources: One per network: where it came from.
+        data: What it was trained on, if it was.
     """
 
     config: ExperimentConfig
     networks: Mapping[str, Sequence[LazyTensor]]
     sources: Sequence[Source]
+    data: TrainingData | None = None
 
 
 def initialize_model(
@@ -100,8 +103,7 @@ def initialize_model(
     Raises:
         WeightsError: anything wrong with the files or the folder; nothing is left of the folder then.
     """
-    if target.exists():
-        raise WeightsError(f"{target}: exists already; choose another name or remove it")
+    refuse_existing(target)
     start = start_from(parts, image_size, seed)
     with new_folder(target) as folder:
         for source in start.sources:
@@ -109,6 +111,8 @@ def initialize_model(
             write_tensors(folder, source.network, tensors, dtype, _NO_LIMIT, {"format": "flax"})
             report(source)
         write_sources(folder, start.sources)
+        if start.data is not None:
+            (folder / DATA_FILE).write_text(start.data.to_json())
         (folder / CONFIG_FILE).write_text(config_to_json(start.config))
     return start
 
@@ -228,7 +232,7 @@ def _from_exported(parts: Parts) -> Start:
         wanted = flax_shapes(DiffuseToChoose(exported.config.model).shapes()["vgg"])
         networks["vgg"] = imported(detected, wanted)
         sources = [*(source for source in sources if source.network != "vgg"), _source("vgg", detected)]
-    return Start(exported.config, networks, sources)
+    return Start(exported.config, networks, sources, exported.data)
 
 
 def _through(source: Source | None, folder: Path) -> str:

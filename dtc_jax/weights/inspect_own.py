@@ -12,11 +12,13 @@ from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights.checkpoint_source import FLAX
 from dtc_jax.weights.export_pytorch import (
     EXPERIMENT_FILE,
+    POSITIONS_FILE,
     ExportedNetwork,
     exported_config,
     exported_shapes,
     needed_files,
     networks_in,
+    original_positions,
 )
 from dtc_jax.weights.inspection import Inspection, Part, absent_part, make_part
 from dtc_jax.weights.layouts import Shapes, flax_shapes
@@ -128,9 +130,20 @@ def exported_folder(folder: Path, variant: str | None = None) -> Inspection:
     """
     config = exported_config(folder)
     parts = [_exported(folder, expected, variant) for expected in _expected(folder, config)]
+    parts += _wrong_positions(folder, config)
     missing = [name for name in needed_files(config) if not (folder / name).is_file()]
     details = f"for DiffusionPipeline.from_pretrained(..., trust_remote_code=True); {_experiment(config)}"
     return Inspection(folder, "exported folder", parts, {}, details, missing)
+
+
+def _wrong_positions(folder: Path, config: ExperimentConfig) -> list[Part]:
+    """The published position table as a part of its own, if it is not what it should be."""
+    try:
+        original = original_positions(folder, config)
+        problem = str(differences(FLAX, *original)) if original is not None else ""
+    except WeightsError as error:
+        problem = str(error)
+    return [absent_part(folder / f"{POSITIONS_FILE}.safetensors", POSITIONS_FILE, problem)] if problem else []
 
 
 def exported_part(folder: Path, variant: str | None = None) -> Part | None:

@@ -116,6 +116,7 @@ def save_model_folder(
     config: ExperimentConfig,
     params: Mapping[str, Any],
     dtype: DTypeLike | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a model folder; an older one in its place is replaced.
 
@@ -124,6 +125,7 @@ def save_model_folder(
         config: stored as config.json.
         params: nested dict of arrays (numpy, or JAX arrays that this process can fetch).
         dtype: store floating-point arrays in this type, e.g. "float16"; None keeps theirs.
+        notes: further small files, {name: text}.
 
     Returns:
         The destination.
@@ -141,6 +143,8 @@ def save_model_folder(
     try:
         os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp makes private folders
         (temporary / CONFIG_FILE).write_text(config_to_json(config))
+        for name, text in (notes or {}).items():
+            (temporary / name).write_text(text)
         for name, arrays in networks.items():
             safetensors.numpy.save_file(arrays, temporary / f"{name}.safetensors", metadata={"format": "flax"})
         _replace_folder(temporary, target)

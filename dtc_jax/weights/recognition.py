@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -65,6 +66,54 @@ def length(names: Iterable[str], pattern: str) -> int:
     return max((int(match.group(1)) + 1 for match in found if match), default=0)
 
 
+def shape_of(source: TensorSource, name: str, ndim: int, network: str) -> Shape:
+    """Shape of a tensor that tells a network's sizes.
+
+    Args:
+        source: The network's tensors.
+        name: Of the tensor.
+        ndim: Axes that it must have.
+        network: What the source looks like; for the message.
+
+    Raises:
+        WeightsError: there is no such tensor, or it has other axes, or an empty one.
+    """
+    looks = f"looks like {network}, but {source.full_name(name)}"
+    if name not in source.keys():  # noqa: SIM118
+        raise WeightsError(f"{source.path}: {looks} is missing")
+    shape = source.shape(name)
+    if len(shape) != ndim or 0 in shape:
+        raise WeightsError(f"{source.origin(name)}: {looks} is {list(shape)}, expected {ndim} axes, none of them empty")
+    return shape
+
+
+def is_recognised(
+    names: frozenset[str], marks: Collection[str], published: Mapping[str, Any] | None, lacking: int = 0
+) -> bool:
+    """Whether a network is there: all its marks, or one of them and a config.json that says so.
+
+    Args:
+        names: Of the tensors.
+        marks: Names that no other network has all of.
+        published: What `config_beside` found.
+        lacking: How many of the marks may be missing, to be named later as missing tensors.
+    """
+    found = names.intersection(marks)
+    return len(found) >= len(marks) - lacking or (published is not None and bool(found))
+
+
+def read_json(path: Path) -> Any:
+    """A file of JSON.
+
+    Raises:
+        WeightsError: it cannot be read, is no JSON, or is nested without end.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        raise WeightsError(f"{path}: not a configuration in JSON") from None
+
+
 def config_beside(source: TensorSource, class_name: str) -> dict[str, Any] | None:
     """The config.json beside a file of weights, as diffusers and transformers write it, if it describes the class.
 
@@ -79,12 +128,48 @@ def config_beside(source: TensorSource, class_name: str) -> dict[str, Any] | Non
     path = folder / "config.json"
     if not path.is_file():
         return None
-    try:
-        config = json.loads(path.read_text())
-        names = [config.get("_class_name"), config.get("model_type"), *(config.get("architectures") or [])]
-    except (OSError, ValueError, AttributeError, TypeError):
-        raise WeightsError(f"{path}: not a configuration in JSON") from None
-    return config if class_name in names else None
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path}: not a configuration in JSON")
+    architectures = config.get("architectures")
+    names = [config.get("_class_name"), config.get("model_type")]
+    return config if class_name in names + (architectures if isinstance(architectures, list) else []) else None
+
+
+def with_usual(config: Mapping[str, Any], usual: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Fields of a published configuration, those that are absent with their usual values.
+
+    Args:
+        config: What config.json says.
+        usual: Fields and their usual values; numbers must be positive, and lists of the same kind of items.
+        where: What the message calls the configuration.
+
+    Raises:
+        WeightsError: names the first field that is of another type, or a number that is not positive.
+    """
+    fields = {name: config.get(name, value) for name, value in usual.items()}
+    for name, value in fields.items():
+        if not _is_like(value, usual[name]):
+            raise WeightsError(f"{where}: {name} = {str(value)[:60]!r} is not {_KINDS[type(usual[name])]}")
+    return fields
+
+
+_KINDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a positive whole number",
+    float: "a positive number",
+    str: "a word",
+    list: "a list of positive whole numbers or of words, as it usually is",
+}
+
+
+def _is_like(value: Any, usual: Any) -> bool:
+    if isinstance(usual, list):
+        return isinstance(value, list) and bool(value) and all(_is_like(item, usual[0]) for item in value)
+    if isinstance(usual, bool | str):
+        return type(value) is type(usual)
+    number = isinstance(value, int) or (isinstance(usual, float) and isinstance(value, float))
+    return number and not isinstance(value, bool) and 0 < value < 2**31
 
 
 def refuse_other_values(config: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:

@@ -7,6 +7,8 @@ ever touched would count as this process's memory.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -19,6 +21,7 @@ import ml_dtypes
 import numpy as np
 from jax.typing import DTypeLike
 
+from dtc_jax.weights.new_folder import refuse_existing
 from dtc_jax.weights.tensor_source import LazyTensor, Shape, WeightsError, cast, is_float
 
 DTYPES: dict[str, np.dtype] = {
@@ -102,7 +105,9 @@ def _read_header(path: Path) -> tuple[dict[str, tuple[np.dtype, Shape, int]], in
         entries = {name: _entry(name, value) for name, value in header.items() if name != "__metadata__"}
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError):
+    except WeightsError:
+        raise
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
         raise WeightsError(f"{path}: not a safetensors file: its header is damaged") from None
     except _HeaderError as error:
         raise WeightsError(f"{path}: {error}") from None
@@ -122,13 +127,15 @@ class _HeaderError(Exception):
 
 
 def _entry(name: str, value: dict[str, Any]) -> tuple[np.dtype, Shape, int]:
-    dtype, shape = DTYPES.get(value["dtype"]), tuple(int(size) for size in value["shape"])
+    dtype, shape = DTYPES.get(value["dtype"]), tuple(value["shape"])
     if dtype is None:
         raise _HeaderError(f"{name} has the type {value['dtype']}, which cannot be read; convert it to a wider one")
     start, end = value["data_offsets"]
+    if not all(type(size) is int and 0 <= size < 2**63 for size in (*shape, start, end)):
+        raise _HeaderError(f"{name} has a size or an offset that is none: the header is damaged")
     if end - start != math.prod(shape) * dtype.itemsize:
         raise _HeaderError(f"{name} is {list(shape)} of {value['dtype']}, but has {end - start} bytes")
-    return dtype, shape, int(start)
+    return dtype, shape, start
 
 
 def _what_else(path: Path) -> str:
@@ -180,8 +187,7 @@ def write_tensors(
     index = folder / f"{name}.safetensors.index.json"
     targets = [folder / file for file in names] + ([index] if count > 1 else [])
     for target in targets:
-        if target.exists():
-            raise WeightsError(f"{target}: exists already; choose another name or remove it")
+        refuse_existing(target)
     written: list[tuple[Path, Path]] = []
     try:
         for target, shard in zip(targets, shards, strict=False):
@@ -194,7 +200,7 @@ def write_tensors(
             temporary.rename(target)
     except OSError as error:
         _remove([*targets])
-        raise WeightsError(f"{error.filename or folder}: cannot be written ({error.strerror or error})") from None
+        raise WeightsError(f"{targets[0]}: cannot be written ({error.strerror or error})") from None
     finally:
         _remove([temporary for temporary, _ in written])
     return targets
@@ -226,7 +232,7 @@ def _shards(described: _Described, limit: int) -> list[list[tuple[LazyTensor, np
 
 
 def _temporary(target: Path) -> Path:
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name[:40]}.", suffix=".tmp", dir=target.parent)
     os.close(handle)
     umask = os.umask(0)
     os.umask(umask)
@@ -236,7 +242,8 @@ def _temporary(target: Path) -> Path:
 
 def _remove(paths: Sequence[Path]) -> None:
     for path in paths:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # absent, or in a folder that cannot be changed
+            path.unlink()
 
 
 def _index_json(names: Sequence[str], shards: Sequence[_Described]) -> str:
@@ -258,13 +265,27 @@ def _write_file(path: Path, target: Path, described: _Described, metadata: dict[
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+    # Without a buffer, so that it is known which tensor a full disk has no room for.
+    with path.open("wb", buffering=0) as file:
+        _write_all(file, len(text).to_bytes(8, "little") + text)
         for tensor, dtype in described:
-            file.write(_bytes_of(tensor, dtype, target))
+            values = _bytes_of(tensor, dtype, target)
+            try:
+                _write_all(file, values)
+            except OSError as error:
+                reason = error.strerror or error
+                raise WeightsError(f"{target}: {tensor.name} cannot be written ({reason})") from None
+            del values
 
 
-def _bytes_of(tensor: LazyTensor, dtype: np.dtype, target: Path) -> bytes | memoryview:
+def _write_all(file: io.FileIO, values: bytes | memoryview) -> None:
+    """Everything: the system may take less at a time, and more than 2 GB never."""
+    left = memoryview(values)
+    while left:
+        left = left[file.write(left) :]
+
+
+def _bytes_of(tensor: LazyTensor, dtype: np.dtype, target: Path) -> memoryview:
     """The values as they are stored. A function of its own, so that no tensor outlives its turn."""
     array = tensor.read()
     if tuple(array.shape) != tuple(tensor.shape):
@@ -272,4 +293,4 @@ def _bytes_of(tensor: LazyTensor, dtype: np.dtype, target: Path) -> bytes | memo
     stored = cast(array, dtype, f"{target}: {tensor.name}")
     if stored.dtype != dtype:
         raise WeightsError(f"{target}: {tensor.name} is {stored.dtype}, not {dtype}")
-    return np.ascontiguousarray(stored).view(np.uint8).data if stored.ndim else stored.tobytes()
+    return np.ascontiguousarray(stored).reshape(-1).view(np.uint8).data

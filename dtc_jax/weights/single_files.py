@@ -12,6 +12,7 @@ from dtc_jax.config import AutoencoderKLConfig
 from dtc_jax.weights import autoencoder_kl, dinov2, unet
 from dtc_jax.weights.checkpoint_source import Checkpoint
 from dtc_jax.weights.mapping import export_tensors
+from dtc_jax.weights.new_folder import refuse_existing
 from dtc_jax.weights.tensors import LazyTensor, WeightsError, write_tensors
 
 SingleFile = Literal["ldm", "dinov2"]
@@ -39,8 +40,7 @@ def export_single_file(
     """
     if target.suffix != ".safetensors":
         raise WeightsError(f"{target}: a single file is written as .safetensors; give it that ending")
-    if target.exists():
-        raise WeightsError(f"{target}: exists already; choose another name or remove it")
+    refuse_existing(target)
     parts = _ldm(checkpoint, dtype) if kind == "ldm" else _dinov2(checkpoint, dtype)
     try:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)

@@ -37,9 +37,6 @@ LICENCE_OF_LAYOUT = (
 )
 """Licence of the published weights that come in a layout, by what its name holds; the first that fits."""
 
-LICENCE_OF_DATA = {"viton_hd": "CC BY-NC 4.0"}
-"""Licence of the data sets that are not generated, by `config.data.kind`."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -83,6 +80,9 @@ def read_sources(folder: Path) -> list[Source]:
     if not path.is_file():
         return []
     try:
-        return [Source(**fields) for fields in json.loads(path.read_text())]
-    except (OSError, ValueError, TypeError):
-        raise WeightsError(f"{path}: not a list of sources; remove it to go on without") from None
+        sources = [Source(**fields) for fields in json.loads(path.read_text())]
+        if all(isinstance(word, str) for source in sources for word in vars(source).values()):
+            return sources
+    except (OSError, ValueError, TypeError, RecursionError):
+        pass
+    raise WeightsError(f"{path}: not a list of sources; remove it to go on without")

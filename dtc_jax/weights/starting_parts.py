@@ -77,7 +77,7 @@ def is_taesd(path: Path | None) -> bool:
 def taesd(path: Path | None) -> tuple[Detected, list[LazyTensor]]:
     """TAESD's two files as one autoencoder."""
     assert path is not None
-    encoder, decoder = (detect(open_tensors(path / name)) for name in _TAESD_FILES)
+    encoder, decoder = (detect(open_tensors(path / name), Path(name).stem) for name in _TAESD_FILES)
     if decoder.config != encoder.config:
         raise WeightsError(f"{path}: encoder and decoder are of different sizes")
     tensors = [*imported(encoder, encoder.shapes), *imported(decoder, decoder.shapes)]

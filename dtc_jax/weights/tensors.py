@@ -154,7 +154,7 @@ def _open_index(path: Path) -> TensorSource:
     try:
         weight_map = json.loads(path.read_text())["weight_map"]
         files = {str(name): str(file) for name, file in weight_map.items()}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise WeightsError(f"{path}: not an index of shards (JSON with a `weight_map`)") from None
     opened: dict[str, TensorSource] = {}
     for file in sorted(set(files.values())):

@@ -15,7 +15,7 @@ from dataclasses import replace
 from dtc_jax.config import ConfigError, UNetConfig
 from dtc_jax.models.unet import UNet2DConditionModel
 from dtc_jax.weights.layouts import Entry, Layout, Shapes, rule_entries, torch_shapes, with_transform
-from dtc_jax.weights.recognition import Detected, config_beside, length, shapes_of
+from dtc_jax.weights.recognition import Detected, config_beside, is_recognised, length, shape_of, shapes_of
 from dtc_jax.weights.tensor_source import RenamedSource, Shape, TensorSource, WeightsError, with_prefix
 from dtc_jax.weights.transforms import conv_with_inputs
 from dtc_jax.weights.unet_config import NUM_GROUPS, NUM_HEADS, from_diffusers_config
@@ -143,16 +143,19 @@ def ldm_ema_source(source: TensorSource, layout: Layout, shapes: Shapes) -> Rena
 # ------------------------------------------------------------------------------------------------------- recognition
 
 
+_MARKS = (
+    "conv_in.weight",
+    "conv_out.weight",
+    "down_blocks.0.resnets.0.conv1.weight",
+    "up_blocks.0.resnets.0.conv1.weight",
+)
+
+
 def recognise(source: TensorSource) -> list[Detected]:
     """The U-Nets of Stable Diffusion 1.x in a source; a moving average in a single file is a second one."""
     names = frozenset(source.keys())
-    if {
-        "conv_in.weight",
-        "conv_out.weight",
-        "down_blocks.0.resnets.0.conv1.weight",
-        "up_blocks.0.resnets.0.conv1.weight",
-    } <= names:
-        published = config_beside(source, "UNet2DConditionModel")
+    published = config_beside(source, "UNet2DConditionModel")
+    if is_recognised(names, _MARKS, published, lacking=1):
         by_example = _is_paint_by_example_folder(source)
         if published is not None:
             config, reason = from_diffusers_config(published, f"{source.path}'s config.json"), "names, config.json"
@@ -162,7 +165,7 @@ def recognise(source: TensorSource) -> list[Detected]:
     by_example = {"learnable_vector", "proj_out.weight"} <= names
     layout = PAINT_BY_EXAMPLE_LDM if by_example else LDM
     inner: TensorSource = source
-    if f"{LDM_PREFIX}input_blocks.0.0.weight" in names:
+    if any(name.startswith(f"{LDM_PREFIX}input_blocks.") for name in names):
         inner = with_prefix(source, LDM_PREFIX)
     elif not {"input_blocks.0.0.weight", "out.2.weight"} <= names:
         return []
@@ -190,6 +193,9 @@ def _is_paint_by_example_folder(source: TensorSource) -> bool:
     return index.is_file() and '"PaintByExamplePipeline"' in index.read_text(errors="replace")
 
 
+_LIKE = "a U-Net of Stable Diffusion 1.x"
+
+
 def config_from_diffusers_names(source: TensorSource) -> tuple[UNetConfig, str]:
     """Sizes of a U-Net, or of a ControlNet's encoder, and for people what of them is assumed."""
     names = frozenset(source.keys())
@@ -198,7 +204,7 @@ def config_from_diffusers_names(source: TensorSource) -> tuple[UNetConfig, str]:
         source,
         conv_in="conv_in.weight",
         conv_out="conv_out.weight",
-        channels=[source.shape(f"down_blocks.{level}.resnets.0.conv1.weight")[0] for level in levels],
+        channels=[shape_of(source, f"down_blocks.{level}.resnets.0.conv1.weight", 4, _LIKE)[0] for level in levels],
         layers_per_block=length(names, r"down_blocks\.0\.resnets\.(\d+)\."),
         attention_levels=[f"down_blocks.{level}.attentions.0.norm.weight" in names for level in levels],
         middle="mid_block.attentions.0",
@@ -218,7 +224,7 @@ def config_from_ldm_names(source: TensorSource) -> tuple[UNetConfig, str]:
             new_level = True
             continue
         if new_level:
-            channels.append(source.shape(f"{block}.0.out_layers.3.weight")[0])
+            channels.append(shape_of(source, f"{block}.0.out_layers.3.weight", 4, _LIKE)[0])
             attention.append(f"{block}.1.norm.weight" in names)
             layers.append(0)
             new_level = False
@@ -228,7 +234,7 @@ def config_from_ldm_names(source: TensorSource) -> tuple[UNetConfig, str]:
         conv_in="input_blocks.0.0.weight",
         conv_out="out.2.weight",
         channels=channels,
-        layers_per_block=layers[0],
+        layers_per_block=layers[0] if layers else 0,
         attention_levels=attention,
         middle="middle_block.1",
     )
@@ -246,19 +252,20 @@ def _config(
 ) -> tuple[UNetConfig, str]:
     """Sizes, and what of them is assumed."""
     names = frozenset(source.keys())
-    keys = f"{middle}.transformer_blocks.0.attn2.to_k.weight"
+    in_channels = shape_of(source, conv_in, 4, _LIKE)[1]
+    keys = shape_of(source, f"{middle}.transformer_blocks.0.attn2.to_k.weight", 2, _LIKE)
     try:
         config = UNetConfig(
-            in_channels=source.shape(conv_in)[1],
+            in_channels=in_channels,
             # A ControlNet has no last convolution: its outputs are its latents' channels.
-            out_channels=source.shape(conv_out)[0] if conv_out in names else source.shape(conv_in)[1],
+            out_channels=shape_of(source, conv_out, 4, _LIKE)[0] if conv_out in names else in_channels,
             block_out_channels=tuple(channels),
             layers_per_block=layers_per_block,
             attention_levels=tuple(attention_levels),
             num_attention_heads=NUM_HEADS,
-            cross_attention_dim=source.shape(keys)[1],
+            cross_attention_dim=keys[1],
             norm_num_groups=NUM_GROUPS,
         )
-    except (ConfigError, KeyError, IndexError) as error:
+    except ConfigError as error:
         raise WeightsError(f"{source.path}: looks like a U-Net, but not of Stable Diffusion 1.x ({error})") from None
     return config, f"names; {NUM_HEADS} attention heads and {NUM_GROUPS} groups per norm assumed"

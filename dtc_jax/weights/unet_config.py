@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dtc_jax.config import ConfigError, UNetConfig
-from dtc_jax.weights.recognition import refuse_other_values
+from dtc_jax.weights.recognition import refuse_other_values, with_usual
 from dtc_jax.weights.tensor_source import WeightsError
 
 NUM_HEADS = 8
@@ -42,6 +42,19 @@ _SUPPORTED = {
 }
 
 
+_USUAL = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "layers_per_block": 2,
+    "attention_head_dim": NUM_HEADS,
+    "cross_attention_dim": 1280,
+    "norm_num_groups": NUM_GROUPS,
+}
+"""diffusers' own defaults, which a config.json may leave out; of the heads, Stable Diffusion's."""
+
+
 def to_diffusers_config(config: UNetConfig) -> dict[str, Any]:
     """diffusers' arguments of `UNet2DConditionModel` for these sizes."""
     down = ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in config.attention_levels]
@@ -68,22 +81,22 @@ def from_diffusers_config(published: Mapping[str, Any], where: str = "config.jso
         WeightsError: it has a setting that our network does not.
     """
     refuse_other_values(published, _SUPPORTED, where)
-    kinds = list(published.get("down_block_types", ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]))
+    heads = published.get("attention_head_dim")
+    if isinstance(heads, list):
+        setting = f"attention_head_dim = {heads}"
+        raise WeightsError(f"{where}: {setting} is not supported: the U-Net must be one of Stable Diffusion 1.x")
+    sizes = with_usual(published, _USUAL, where)
+    kinds = sizes.pop("down_block_types")
     others = set(kinds) - {"CrossAttnDownBlock2D", "DownBlock2D"}
-    heads = published.get("attention_head_dim", NUM_HEADS)
-    if others or not isinstance(heads, int):
-        setting = f"down_block_types {sorted(others)}" if others else f"attention_head_dim = {heads}"
+    if others:
+        setting = f"down_block_types {sorted(others)}"
         raise WeightsError(f"{where}: {setting} is not supported: the U-Net must be one of Stable Diffusion 1.x")
     try:
         return UNetConfig(
-            in_channels=published.get("in_channels", 4),
-            out_channels=published.get("out_channels", 4),
-            block_out_channels=tuple(published.get("block_out_channels", (320, 640, 1280, 1280))),
-            layers_per_block=published.get("layers_per_block", 2),
+            block_out_channels=tuple(sizes.pop("block_out_channels")),
             attention_levels=tuple(kind == "CrossAttnDownBlock2D" for kind in kinds),
-            num_attention_heads=heads,
-            cross_attention_dim=published.get("cross_attention_dim", 1280),
-            norm_num_groups=published.get("norm_num_groups", NUM_GROUPS),
+            num_attention_heads=sizes.pop("attention_head_dim"),
+            **sizes,
         )
     except ConfigError as error:
         raise WeightsError(f"{where}: {error}") from None

@@ -24,6 +24,7 @@ from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.models.inputs import latent_mask, masked_scene, normalize_batch
 from dtc_jax.models.unet import feature_channels
 from dtc_jax.weights.checkpoint_source import Checkpoint
+from dtc_jax.weights.compare_weights import compare_weights
 from dtc_jax.weights.model_folder import unflatten_params
 from dtc_jax.weights.tensors import TensorSource, WeightsError
 
@@ -41,11 +42,13 @@ class Comparison:
         name: A network, or the whole sample.
         relative_error: |ours - theirs| / |theirs|, of all outputs together (L2).
         tolerance: What it may be.
+        worst: Of a row about weights, the tensor that differs most; empty if none does.
     """
 
     name: str
     relative_error: float
     tolerance: float
+    worst: str = ""
 
     @property
     def passed(self) -> bool:
@@ -75,14 +78,20 @@ def verify(
         with_sample: Whether to draw the whole sample, too.
 
     Raises:
-        WeightsError: PyTorch, diffusers or transformers is not installed, or the folder cannot be loaded.
+        WeightsError: PyTorch, diffusers or transformers is not installed; a file or a tensor of the folder is missing,
+            damaged or misshapen; or it cannot be loaded or run.
     """
+    # First, because it says what is wrong with a folder more clearly than PyTorch does.
+    weights = [
+        Comparison(f"{row.network} weights", row.error, row.tolerance, row.tensor)
+        for row in compare_weights(checkpoint, exported)
+    ]
     inputs = random_inputs(checkpoint.config.model, seed)
     steps = num_inference_steps if with_sample else 0
     theirs = _run_pytorch(exported, checkpoint.config, inputs, steps)
     gc.collect()
     ours = _run_jax(checkpoint, inputs, steps)
-    return [
+    return weights + [
         Comparison(name, relative_error(ours[name], theirs[name]), sample_tolerance if name == SAMPLE else tolerance)
         for name in theirs
     ]
@@ -102,10 +111,10 @@ def relative_error(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> 
 
 def table(comparisons: Sequence[Comparison]) -> str:
     """The rows as text for people."""
-    lines = [f"{'network':22} {'relative error':>14} {'tolerance':>10}"]
+    lines = [f"{'network':28} {'relative error':>14} {'tolerance':>10}"]
     for row in comparisons:
-        verdict = "" if row.passed else "  FAILED"
-        lines.append(f"{row.name:22} {row.relative_error:14.2e} {row.tolerance:10.0e}{verdict}")
+        verdict = "" if row.passed else "  FAILED" + (f" ({row.worst})" if row.worst else "")
+        lines.append(f"{row.name:28} {row.relative_error:14.2e} {row.tolerance:10.0e}{verdict}")
     return "\n".join(lines)
 
 
@@ -115,7 +124,7 @@ def table(comparisons: Sequence[Comparison]) -> str:
 def random_inputs(config: ModelConfig, seed: int) -> Arrays:
     """Inputs of every network, channels last: batch 2, height and width different, timesteps different."""
     random = np.random.default_rng(seed)
-    height, width = config.unet.downsampling, 2 * config.unet.downsampling
+    height, width = latent_size(config)
     factor, latents = config.vae.factor, config.vae.latent_channels
     reference, size = config.reference_encoder.image_size, config.image_size
 
@@ -147,10 +156,39 @@ def random_inputs(config: ModelConfig, seed: int) -> Arrays:
     }
 
 
+def latent_size(config: ModelConfig) -> tuple[int, int]:
+    """Height and width of the latents: at full size the smallest that differ, 8 x 16; of narrow networks larger ones.
+
+    A norm over a few values may divide by next to nothing, and what the two sides round differently then grows beyond
+    any tolerance. So the norms of the middle get 64 values or 4 x 6 places, and the latents are at least 8 x 12.
+    """
+    unet, middle = config.unet, 1
+    scale, channels = unet.downsampling, unet.block_out_channels[-1] // unet.norm_num_groups
+
+    def size() -> tuple[int, int]:
+        return scale * middle, scale * (middle + max(1, middle // 2))
+
+    while (middle < 4 and size()[0] * size()[1] // scale**2 * channels < 64) or size() < (8, 12):
+        middle += 1
+    return size()
+
+
 # ---------------------------------------------------------------------------------------------------------- PyTorch
 
 
 def _run_pytorch(folder: Path, config: ExperimentConfig, inputs: Arrays, steps: int) -> Outputs:
+    pipe = _load_pipeline(folder)
+    try:
+        return _outputs(pipe, config, inputs, steps)
+    except Exception as error:  # the folder brings its own code
+        raise WeightsError(f"{folder}: cannot be run in PyTorch ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
+
+
+def _load_pipeline(folder: Path) -> Any:
     try:
         import diffusers
         import torch
@@ -165,9 +203,15 @@ def _run_pytorch(folder: Path, config: ExperimentConfig, inputs: Arrays, steps: 
     try:
         pipe: Any = diffusers.DiffusionPipeline.from_pretrained(str(folder), trust_remote_code=True)
         pipe.to(torch.float32)
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{folder}: diffusers cannot load it ({reason})") from None
+    except Exception as error:  # of the libraries, of what they read with, or of the folder's own code
+        raise WeightsError(f"{folder}: diffusers cannot load it ({_reason(error)})") from None
+    pipe.set_progress_bar_config(disable=True)
+    pipe.register_to_config(eta=0.0)  # the two sides draw different noise
+    return pipe
+
+
+def _outputs(pipe: Any, config: ExperimentConfig, inputs: Arrays, steps: int) -> Outputs:
+    import torch
 
     def tensor(name: str) -> Any:
         array = torch.from_numpy(inputs[name])
@@ -178,8 +222,6 @@ def _run_pytorch(folder: Path, config: ExperimentConfig, inputs: Arrays, steps: 
         return [output.float().numpy() for output in last]
 
     results: Outputs = {}
-    pipe.set_progress_bar_config(disable=True)
-    pipe.register_to_config(eta=0.0)  # the two sides draw different noise
     with torch.no_grad():
         times, tokens = tensor("timesteps"), tensor("tokens")
         results["unet"] = arrays(pipe.unet(tensor("noisy"), times, encoder_hidden_states=tokens).sample)

@@ -7,10 +7,12 @@ those imported whose paths it has.
 
 from __future__ import annotations
 
+import re
+
 from dtc_jax.config import VGGConfig
 from dtc_jax.models.vgg import VGG
 from dtc_jax.weights.layouts import Layout, rule_entries
-from dtc_jax.weights.recognition import Detected, shapes_of
+from dtc_jax.weights.recognition import Detected, shape_of, shapes_of
 from dtc_jax.weights.tensor_source import Shape, TensorSource
 
 TORCHVISION = Layout("torchvision's VGG", rule_entries, ignored=(r"classifier\..*",))
@@ -25,12 +27,13 @@ def shapes(config: VGGConfig) -> dict[str, Shape]:
 def recognise(source: TensorSource) -> list[Detected]:
     """A VGG in a source."""
     names = frozenset(source.keys())
-    places = sorted(
-        int(name.split(".")[1]) for name in names if name.startswith("features.") and name.endswith(".weight")
-    )
-    kernels = [source.shape(f"features.{place}.weight") for place in places]
-    if places[:1] != [0] or any(len(shape) != 4 or shape[2:] != (3, 3) for shape in kernels):
+    matches = [re.fullmatch(r"features\.(\d+)\.weight", name) for name in names]
+    places = sorted(int(match[1]) for match in matches if match)
+    convolutions = [shape for place in places if len(shape := source.shape(f"features.{place}.weight")) == 4]
+    # Other networks of torchvision have `features`, too: of larger kernels at first, or with modules in modules.
+    if sum(shape[2:] == (3, 3) for shape in convolutions) < 2 or convolutions[0][2:] != (3, 3):
         return []
+    kernels = [shape_of(source, f"features.{place}.weight", 4, "a VGG") for place in sorted({0, *places})]
     channels: list[int] = []
     counts: list[int] = []
     for place, before, shape in zip(places, [-3, *places], kernels, strict=False):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from dtc_jax import presets
 from dtc_jax.config import DINOv2Config, ExperimentConfig, ModelConfig, config_to_json
@@ -16,6 +19,7 @@ from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights import save_model_folder
 from dtc_jax.weights.checkpoint_source import open_checkpoint
 from dtc_jax.weights.command import main
+from dtc_jax.weights.dinov2 import POSITIONS
 from dtc_jax.weights.export_pytorch import export_pipeline, open_exported
 from dtc_jax.weights.inspect import describe, inspect
 from dtc_jax.weights.model_folder import flatten_params, is_model_folder
@@ -95,11 +99,37 @@ def test_exported_folder_that_lacks_something(exported: Path) -> None:
 
 
 def test_way_back_has_the_published_positions(model_folder: Path, exported: Path) -> None:
-    name = "embeddings/position_embeddings"
-    (back,) = [tensor for tensor in open_exported(exported).networks["reference_encoder"] if tensor.name == name]
-    published = open_checkpoint(model_folder).networks["reference_encoder"].read(name)
+    (back,) = [tensor for tensor in open_exported(exported).networks["reference_encoder"] if tensor.name == POSITIONS]
+    published = open_checkpoint(model_folder).networks["reference_encoder"].read(POSITIONS)
     assert back.shape == published.shape == (1, 37 * 37 + 1, 32)
     np.testing.assert_array_equal(back.read(), published.astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda table: {POSITIONS: np.full_like(table, np.nan)}, "values are NaN or infinite"),
+        (lambda table: {POSITIONS: table.astype(np.int32)}, "not floating point"),
+        (lambda table: {POSITIONS: table, "more": table}, r"1 unexpected \(more"),
+        (lambda table: {POSITIONS: table[:, 1:]}, "1 misshapen"),
+        (lambda table: {"other": table}, "1 missing"),
+    ],
+    ids=["NaN", "integers", "one more", "misshapen", "missing"],
+)
+def test_the_published_positions_are_checked_as_every_tensor(
+    spoil: Callable[[np.ndarray], dict[str, np.ndarray]],
+    reason: str,
+    exported: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = exported / "reference_positions.safetensors"
+    save_file(spoil(load_file(file)[POSITIONS]), file)
+    assert main(["import", "--base", str(exported), "--output", str(exported.parent / "back")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(file) in said and re.search(reason, said), said
+    assert not (exported.parent / "back").exists()
+    problems = [part.problem for part in inspect(exported).parts if part.problem]
+    assert len(problems) == ("NaN" not in reason)  # values are not read by an inspection
 
 
 def test_exported_folder_without_its_configuration(exported: Path) -> None:

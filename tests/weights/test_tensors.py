@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import resource
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from dtc_jax.weights.new_folder import new_folder
 from dtc_jax.weights.safetensors_files import DTYPES
 from dtc_jax.weights.tensors import ArraySource, LazyTensor, WeightsError, open_tensors, with_prefix, write_tensors
 
@@ -192,6 +194,8 @@ def test_a_file_that_is_cut_short_while_it_is_read(tmp_path: Path) -> None:
         ((4).to_bytes(8, "little") + b"{{{{", "its header is damaged"),
         ((2).to_bytes(8, "little") + b"[]", "its header is damaged"),
         ((2).to_bytes(8, "little") + b"{}" + b"more", "damaged: 14 bytes, expected 10"),
+        ((100_000).to_bytes(8, "little") + b"[" * 100_000, "its header is damaged"),
+        ((5_000).to_bytes(8, "little") + b"9" * 5_000, "its header is damaged"),
     ],
 )
 def test_what_is_no_safetensors_file(content: bytes, reason: str, tmp_path: Path) -> None:
@@ -208,6 +212,13 @@ def test_what_is_no_safetensors_file(content: bytes, reason: str, tmp_path: Path
         ({"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}, "x has the type F4"),
         ({"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}, "x starts at byte 4 instead of 0"),
         ({"shape": [1]}, "its header is damaged"),
+        (None, "its header is damaged"),
+        ({"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 5]}, "its header is damaged"),
+        ({"dtype": "F32", "shape": [1], "data_offsets": [0]}, "its header is damaged"),
+        ({"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}, "x has a size or an offset that is none"),
+        ({"dtype": "F32", "shape": [float("inf")], "data_offsets": [0, 4]}, "x has a size or an offset that is none"),
+        ({"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}, "x has a size or an offset that is none"),
+        ({"dtype": "F32", "shape": [10**30], "data_offsets": [0, 4]}, "x has a size or an offset that is none"),
     ],
 )
 def test_a_header_that_contradicts_itself(entry: dict, reason: str, tmp_path: Path) -> None:
@@ -234,9 +245,10 @@ def test_an_index_that_does_not_fit(tmp_path: Path) -> None:
         opened_with({"count": None})
     with pytest.raises(WeightsError, match="names a shard outside of its folder"):
         opened_with({"zzz": "../elsewhere.safetensors"})
-    index.write_text("{}")
-    with pytest.raises(WeightsError, match="not an index of shards"):
-        open_tensors(tmp_path)
+    for text in ("{}", "[" * 100_000):
+        index.write_text(text)
+        with pytest.raises(WeightsError, match="not an index of shards"):
+            open_tensors(tmp_path)
     index.write_text(json.dumps(good))
     second.unlink()
     with pytest.raises(WeightsError, match=rf"{second.name}: the shard is missing"):
@@ -280,8 +292,46 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     arrays = {f"{n}": np.ones(20_000, np.float32) for n in range(3)}
     with largest_file(100_000), pytest.raises(WeightsError, match="cannot be written") as error:
         write_tensors(tmp_path, "model", lazy(arrays))
-    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{tmp_path / 'model.safetensors'}: 1 cannot be written (")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_names_the_folder_that_is_asked_for(tmp_path: Path) -> None:
+    """And not the hidden one beside it, which is gone by then."""
+    with (
+        largest_file(1000),
+        pytest.raises(WeightsError, match="x cannot be written") as error,
+        new_folder(tmp_path / "asked") as folder,
+    ):
+        write_tensors(folder, "model", lazy({"x": np.ones(1000, np.float32)}))
+    assert str(error.value).startswith(f"{tmp_path / 'asked' / 'model.safetensors'}: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_cannot_be_and_links_that_lead_nowhere(tmp_path: Path) -> None:
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(WeightsError, match=r"link.safetensors: exists already"):
+        write_tensors(tmp_path, "link", lazy(some_arrays()))
+    with pytest.raises(WeightsError, match="cannot be made"):
+        write_tensors(tmp_path, "n" * 300, lazy(some_arrays()))
+    with pytest.raises(WeightsError, match="cannot be made"), new_folder(tmp_path / ("n" * 300)):
+        pass
+    with new_folder(tmp_path / ("n" * 250)) as folder:
+        write_tensors(folder, "m" * 240, lazy(some_arrays()))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_in_which_nothing_can_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a disk that can only be read: what there is to say is that nothing can be written."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(WeightsError, match=r"model.safetensors: cannot be written \(Read-only file system\)"):
+        write_tensors(tmp_path, "model", lazy(some_arrays()))
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

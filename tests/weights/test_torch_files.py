@@ -26,6 +26,7 @@ def state() -> dict[str, Any]:
         "half": torch.randn(5, generator=generator).half(),
         "brain": torch.randn(5, generator=generator).bfloat16(),
         "eight": torch.randn(5, generator=generator).to(torch.float8_e4m3fn),
+        "other eight": torch.randn(5, generator=generator).to(torch.float8_e5m2),
         "double": torch.randn(2, generator=generator).double(),
         "parameter": torch.nn.Parameter(torch.ones(2)),
         "count": torch.tensor(3),
@@ -51,7 +52,7 @@ def test_every_type_and_ending(name: str, tmp_path: Path) -> None:
 
 def test_files_older_than_pytorch_1_6(tmp_path: Path) -> None:
     tensors = state()
-    del tensors["eight"]
+    del tensors["eight"], tensors["other eight"]
     torch.save(tensors, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     source = open_tensors(tmp_path / "old.pth")
     np.testing.assert_array_equal(source.read("turned"), tensors["turned"].numpy())
@@ -102,10 +103,26 @@ def test_a_pickle_with_code_is_refused_and_not_run(new_format: bool, tmp_path: P
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_plain_pickle_with_code(tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
-    path.write_bytes(pickle.dumps(Malicious(tmp_path / "ran")))
-    with pytest.raises(WeightsError, match=r"model.bin: "):
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        path.write_bytes(pickle.dumps(Malicious(tmp_path / "ran"), protocol))
+        with pytest.raises(WeightsError, match=r"model.bin: holds more than tensors \(.+\) and could run code"):
+            open_tensors(path)
+    torch.save({"a": Malicious(tmp_path / "ran")}, path, pickle_protocol=4)
+    with pytest.raises(WeightsError, match="could run code"):
         open_tensors(path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_how_to_load_it_unsafely_is_not_said(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    torch.save(state(), path, pickle_protocol=4)
+    with pytest.raises(WeightsError, match="a pickle of protocol 4, expected 2") as error:
+        open_tensors(path)
+    assert "weights_only" not in str(error.value)
+    path.write_bytes(pickle.dumps([3, 4], 0) + b"more")
+    with pytest.raises(WeightsError, match=r"model.bin: ") as error:
+        open_tensors(path)
+    assert "weights_only" not in str(error.value) and "\n" not in str(error.value)
 
 
 def test_files_cut_short_or_of_another_kind(tmp_path: Path) -> None:
@@ -133,6 +150,10 @@ def test_files_cut_short_or_of_another_kind(tmp_path: Path) -> None:
         ([torch.ones(1)], "holds no state dict .* but a list"),
         ({"epoch": 3}, "holds no state dict"),
         ({"a": torch.ones(1), "epoch": 3}, "epoch is a int, not a tensor"),
+        ({1: torch.ones(1)}, "a tensor is called 1"),
+        ({None: torch.ones(1)}, "a tensor is called None"),
+        ({"a": torch.ones(2, 2).to_sparse()}, "a is sparse"),
+        ({"a": torch.ones(2, device="meta")}, r"a is empty \(meta\)"),
         (
             {"student": {"a": torch.ones(1)}, "teacher": {"a": torch.ones(1)}},
             r"several state dicts \(student, teacher\)",

@@ -9,25 +9,31 @@ autoencoder and image encoder are plain diffusers and transformers models.
 
 from dtc_jax.weights.export_pytorch.folder import (
     EXPERIMENT_FILE,
+    POSITIONS_FILE,
     export_pipeline,
     exported_config,
     exported_shapes,
+    exported_tensors,
     is_exported_folder,
     needed_files,
     networks_in,
     open_exported,
+    original_positions,
 )
 from dtc_jax.weights.export_pytorch.networks import PIPELINE_CLASS, ExportedNetwork
 
 __all__ = [
     "EXPERIMENT_FILE",
     "PIPELINE_CLASS",
+    "POSITIONS_FILE",
     "ExportedNetwork",
     "export_pipeline",
     "exported_config",
     "exported_shapes",
+    "exported_tensors",
     "is_exported_folder",
     "needed_files",
     "networks_in",
     "open_exported",
+    "original_positions",
 ]

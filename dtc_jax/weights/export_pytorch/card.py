@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from jax.typing import DTypeLike
 
 from dtc_jax.config import AutoencoderKLConfig, DINOv2Config, ModelConfig, UNetConfig, VGGConfig
 from dtc_jax.weights.checkpoint_source import Checkpoint
-from dtc_jax.weights.sources import APACHE, LICENCE_OF_DATA, LICENCES, OPEN_RAIL_M, Source
+from dtc_jax.weights.sources import APACHE, LICENCES, OPEN_RAIL_M, Source
+from dtc_jax.weights.training_data import PROCEDURAL, TrainingData
 
 _TEMPLATE = """\
 ---
@@ -64,11 +65,14 @@ _POSITIONS = """
 published table differently. The published one is in reference_positions.safetensors."""
 
 
-def model_card(checkpoint: Checkpoint, sources: Sequence[Source], dtype: DTypeLike | None) -> str:
+def model_card(
+    checkpoint: Checkpoint, exported: Collection[str], sources: Sequence[Source], dtype: DTypeLike | None
+) -> str:
     """The text of README.md.
 
     Args:
-        checkpoint: What is exported.
+        checkpoint: What it is made of.
+        exported: The networks that are exported.
         sources: Where its networks came from; empty if that is not known, which the card then says.
         dtype: Of the weights; None: as they were.
     """
@@ -80,12 +84,13 @@ def model_card(checkpoint: Checkpoint, sources: Sequence[Source], dtype: DTypeLi
         for name in checkpoint.networks
         if name != "vgg"
     ]
-    licences = _licences(config.model, sources)
-    data = LICENCE_OF_DATA.get(config.data.kind)
+    licences = _licences(config.model, sources, exported)
+    data = checkpoint.data
+    free = data is None or not data.non_commercial
     reference = config.model.reference_encoder
     return _TEMPLATE.format(
         name=f"Diffuse to Choose: {config.name}",
-        license_tag="creativeml-openrail-m" if OPEN_RAIL_M in licences else "other",
+        license_tag="creativeml-openrail-m" if OPEN_RAIL_M in licences and free else "other",
         dtype=np.dtype(dtype).name if dtype is not None else "weights in the types of the checkpoint",
         folder="FOLDER",
         size=config.model.image_size,
@@ -95,7 +100,7 @@ def model_card(checkpoint: Checkpoint, sources: Sequence[Source], dtype: DTypeLi
         channels=config.model.unet.in_channels,
         mask=1 if config.model.unet.mask_channel == "fill" else 0,
         positions=_POSITIONS.format(size=reference.image_size) if reference.position_image_size else "",
-        licences=_licence_text(licences, data, config.data.kind, bool(sources)),
+        licences=licence_text(licences, data, bool(sources)),
     )
 
 
@@ -116,7 +121,7 @@ def _count(checkpoint: Checkpoint, name: str) -> int:
     return sum(math.prod(source.shape(tensor)) for tensor in source.keys())  # noqa: SIM118
 
 
-def _licences(config: ModelConfig, sources: Sequence[Source]) -> dict[str, list[str]]:
+def _licences(config: ModelConfig, sources: Sequence[Source], exported: Collection[str]) -> dict[str, list[str]]:
     """Licence to networks: from the sources, or else assumed from published sizes."""
     if sources:
         pairs = [(source.licence, source.network) for source in sources if source.licence]
@@ -124,6 +129,8 @@ def _licences(config: ModelConfig, sources: Sequence[Source]) -> dict[str, list[
         pairs = _of_published_sizes(config)
     grouped: dict[str, list[str]] = {}
     for licence, network in pairs:
+        if network not in exported:
+            continue
         grouped.setdefault(licence, []).append(network)
     return grouped
 
@@ -142,21 +149,43 @@ def _of_published_sizes(config: ModelConfig) -> list[tuple[str, str]]:
     return pairs
 
 
-def _licence_text(licences: dict[str, list[str]], data: str | None, data_kind: str, known: bool) -> str:
+def licence_text(licences: Mapping[str, Sequence[str]], data: TrainingData | None, known: bool) -> str:
+    """The card's list of licences.
+
+    Args:
+        licences: Licence to networks.
+        data: What the model was trained on; None if nothing was trained.
+        known: Whether it was recorded where the networks came from.
+    """
     lines = [
-        f"- {', '.join(networks)}: [{licence}]({LICENCES[licence]})"
+        f"- {', '.join(networks)}: {_linked(licence)}"
         + (" (its restrictions on use go with every copy and every model derived from it)" if "RAIL" in licence else "")
         for licence, networks in licences.items()
     ]
-    if data is not None:
-        lines.append(f"- training data ({data_kind}): [{data}]({LICENCES[data]}): no commercial use")
-    elif data_kind == "procedural":
-        lines.append("- training data: generated, no licence")
-    elif data_kind == "records":
-        lines.append("- training data: a prepared data set of photos, whose licence its metadata.json tells")
-    if licences and not known:
-        lines.append(
-            "\nWhere the weights came from was not recorded: these are licences of published weights of these sizes."
-        )
+    lines.append(f"- {_of_data(data)}")
     lines.append("- the code in this folder: Apache-2.0 (dtc-jax)")
+    if licences:
+        why = (
+            "These are licences of the weights that are usually published in the layouts that the networks came in"
+            if known
+            else "Where the weights came from was not recorded: these are licences of published weights of these sizes"
+        )
+        lines.append(f"\n{why}; those of your files count.")
     return "\n".join(lines)
+
+
+def _linked(licence: str) -> str:
+    """The licence's words, with a link where it is a well-known one; others are printed as they are."""
+    name = next((name for name in LICENCES if licence == name or licence.startswith(f"{name}:")), "")
+    return f"[{name}]({LICENCES[name]}){licence.removeprefix(name)}" if name else licence
+
+
+def _of_data(data: TrainingData | None) -> str:
+    if data is None:
+        return "training data: none; the weights are as they were imported, nothing was trained here"
+    if data.name == PROCEDURAL:
+        return "training data: generated, no licence"
+    if data.name == "records":
+        return "training data: a prepared data set of photos, whose licence its metadata.json tells"
+    what = _linked(data.licence) if data.licence else "a licence was not recorded"
+    return f"training data ({data.name}): {what}" + (": no commercial use" if data.non_commercial else "")

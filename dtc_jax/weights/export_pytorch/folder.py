@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from dtc_jax.config import ConfigError, DINOv2Config, ExperimentConfig, config_from_json, config_to_json
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.models.dinov2 import interpolate_positions
-from dtc_jax.weights.checkpoint_source import Checkpoint
+from dtc_jax.weights.checkpoint_source import FLAX, Checkpoint
 from dtc_jax.weights.dinov2 import POSITIONS
 from dtc_jax.weights.export_pytorch.card import model_card
 from dtc_jax.weights.export_pytorch.networks import (
@@ -33,6 +33,7 @@ from dtc_jax.weights.mapping import export_tensors, import_tensors
 from dtc_jax.weights.new_folder import new_folder
 from dtc_jax.weights.sources import Source, read_sources, write_sources
 from dtc_jax.weights.tensors import LazyTensor, Shape, TensorSource, WeightsError, cast, open_tensors, write_tensors
+from dtc_jax.weights.training_data import DATA_FILE, TrainingData, read_training_data
 
 EXPERIMENT_FILE = "dtc_jax.json"
 """The whole configuration, for the way back."""
@@ -113,7 +114,7 @@ def export_pipeline(
     networks = exported_networks(config.model)
     with new_folder(target) as folder:
         for network in networks:
-            tensors = _tensors(checkpoint, network, config.model.reference_encoder, dtype)
+            _, tensors = exported_tensors(checkpoint, network, dtype)
             _write_network(folder / network.folder, network, tensors, dtype, max_shard_bytes)
         if with_vgg and "vgg" in checkpoint.networks:
             network = perceptual_network(config.model)
@@ -131,19 +132,24 @@ def export_pipeline(
         (folder / EXPERIMENT_FILE).write_text(config_to_json(config))
         if known:
             write_sources(folder, known)
-        (folder / "README.md").write_text(model_card(checkpoint, known, dtype))
+        if checkpoint.data is not None:
+            (folder / DATA_FILE).write_text(checkpoint.data.to_json())
+        exported = [network.network for network in networks] + ["vgg"] * (folder / "vgg").is_dir()
+        (folder / "README.md").write_text(model_card(checkpoint, exported, known, dtype))
     return target
 
 
-def _tensors(
-    checkpoint: Checkpoint, network: ExportedNetwork, reference: DINOv2Config, dtype: DTypeLike | None
-) -> list[LazyTensor]:
+def exported_tensors(
+    checkpoint: Checkpoint, network: ExportedNetwork, dtype: DTypeLike | None = None
+) -> tuple[TensorSource, list[LazyTensor]]:
+    """What a network becomes: in our layout (with the position table of the size that is used), and in PyTorch's."""
     source = checkpoint.networks[network.network]
     if network.network == "reference_encoder":
+        reference = checkpoint.config.model.reference_encoder
         stored = source.read(POSITIONS)
         table = np.asarray(interpolate_positions(jnp.asarray(stored, jnp.float32), reference))
         source = ReplacedSource(source, POSITIONS, table.astype(stored.dtype))
-    return export_tensors(network.layout, source, dtype)
+    return source, export_tensors(network.layout, source, dtype)
 
 
 def cast_or_keep(array: np.ndarray, dtype: DTypeLike | None) -> np.ndarray:
@@ -187,12 +193,14 @@ class Exported:
         config: The configuration that it was exported from.
         networks: Tensors of each network, named by Flax paths, in our layout.
         sources: Where the networks came from, as far as is known.
+        data: What it was trained on, as far as is known.
     """
 
     path: Path
     config: ExperimentConfig
     networks: dict[str, list[LazyTensor]]
     sources: list[Source]
+    data: TrainingData | None
 
 
 def is_exported_folder(folder: Path) -> bool:
@@ -207,16 +215,16 @@ def open_exported(folder: Path) -> Exported:
         WeightsError: the configuration is damaged, or a tensor is missing, unexpected or misshapen.
     """
     config = exported_config(folder)
-    shapes = {name: flax_shapes(tree) for name, tree in DiffuseToChoose(config.model).shapes().items()}
     expected = exported_shapes(folder, config)
-    original = folder / f"{POSITIONS_FILE}.safetensors"
+    original = original_positions(folder, config)
     networks: dict[str, list[LazyTensor]] = {}
     for network in networks_in(folder, config):
         tensors = import_tensors(network.layout, open_tensors(folder / network.folder), expected[network.network])
-        if network.network == "reference_encoder" and original.is_file():
-            tensors = _with_original_positions(tensors, original, shapes[network.network][POSITIONS])
+        if network.network == "reference_encoder" and original is not None:
+            (table,) = import_tensors(FLAX, *original)
+            tensors = [table if tensor.name == POSITIONS else tensor for tensor in tensors]
         networks[network.network] = tensors
-    return Exported(folder, config, networks, read_sources(folder))
+    return Exported(folder, config, networks, read_sources(folder), read_training_data(folder))
 
 
 def exported_config(folder: Path) -> ExperimentConfig:
@@ -264,9 +272,14 @@ def _has_original_positions(reference: DINOv2Config) -> bool:
     return reference.num_positions != replace(reference, position_image_size=None).num_positions
 
 
-def _with_original_positions(tensors: list[LazyTensor], path: Path, shape: Shape) -> list[LazyTensor]:
-    source = open_tensors(path)
-    if POSITIONS not in source.keys() or source.shape(POSITIONS) != shape:  # noqa: SIM118
-        raise WeightsError(f"{path}: expected {POSITIONS} {list(shape)} and nothing else")
-    original = LazyTensor(POSITIONS, shape, source.dtype(POSITIONS), lambda: source.read(POSITIONS))
-    return [original if tensor.name == POSITIONS else tensor for tensor in tensors]
+def original_positions(folder: Path, config: ExperimentConfig) -> tuple[TensorSource, dict[str, Shape]] | None:
+    """The published position table beside the reference encoder, and what it must hold; None if it is not there.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    path = folder / f"{POSITIONS_FILE}.safetensors"
+    if not path.is_file():
+        return None
+    shapes = flax_shapes(DiffuseToChoose(config.model).shapes()["reference_encoder"])
+    return open_tensors(path), {POSITIONS: shapes[POSITIONS]}
