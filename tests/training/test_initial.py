@@ -138,18 +138,22 @@ def _with_taesd(**loss: Any) -> ExperimentConfig:
 
 
 def test_networks_that_the_configuration_needs(fresh: dict[str, Any]) -> None:
-    def needed(config: ExperimentConfig = CONFIG, **cached: Any) -> set[str]:
-        return set(needed_networks(dataclasses.replace(config, data=DataConfig(**cached))))
+    def needed(config: ExperimentConfig = CONFIG, sample_every: int = 0, **cached: Any) -> set[str]:
+        training = dataclasses.replace(config.training, sample_every=sample_every)
+        return set(needed_networks(dataclasses.replace(config, data=DataConfig(**cached), training=training)))
 
     everything = set(fresh)
     assert needed() == everything
     assert needed(cached=("tokens",)) == everything - {"reference_encoder"}
+    # Sample grids are drawn from pictures.
+    assert needed(cached=("tokens",), sample_every=1) == everything
     # The perceptual loss decodes.
     assert needed(cached=("latents",)) == everything
     assert needed(_with_taesd()) == everything | {"taesd"}
     assert needed(_with_taesd(), cached=("latents", "tokens")) == everything - {"vae", "reference_encoder"} | {"taesd"}
     assert needed(_with_taesd(perceptual_weight=0.0)) == everything - {"vgg"}
-    config = dataclasses.replace(CONFIG, data=DataConfig(cached=("tokens",)))
+    training = dataclasses.replace(CONFIG.training, sample_every=0)
+    config = dataclasses.replace(CONFIG, data=DataConfig(cached=("tokens",)), training=training)
     # Nothing is drawn for the others, nor are the rest drawn otherwise.
     params = initial_params(config, KEY)
     assert set(params) == everything - {"reference_encoder"}
