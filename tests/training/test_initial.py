@@ -139,7 +139,8 @@ def _with_taesd(**loss: Any) -> ExperimentConfig:
 
 def test_networks_that_the_configuration_needs(fresh: dict[str, Any]) -> None:
     def needed(config: ExperimentConfig = CONFIG, **cached: Any) -> set[str]:
-        return set(needed_networks(dataclasses.replace(config, data=DataConfig(**cached))))
+        no_grids = dataclasses.replace(config.training, sample_every=0)
+        return set(needed_networks(dataclasses.replace(config, data=DataConfig(**cached), training=no_grids)))
 
     everything = set(fresh)
     assert needed() == everything
@@ -147,7 +148,12 @@ def test_networks_that_the_configuration_needs(fresh: dict[str, Any]) -> None:
     # The perceptual loss decodes.
     assert needed(cached=("latents",)) == everything
     assert needed(_with_taesd()) == everything | {"taesd"}
-    assert needed(_with_taesd(), cached=("latents", "tokens")) == everything - {"vae", "reference_encoder"} | {"taesd"}
+    without = _with_taesd()
+    assert needed(without, cached=("latents", "tokens")) == everything - {"vae", "reference_encoder"} | {"taesd"}
+    # Sample grids are drawn from pictures.
+    drawn = dataclasses.replace(without.training, sample_every=1)
+    cached = dataclasses.replace(without, data=DataConfig(cached=("latents", "tokens")), training=drawn)
+    assert set(needed_networks(cached)) == everything | {"taesd"}
     assert needed(_with_taesd(perceptual_weight=0.0)) == everything - {"vgg"}
     config = dataclasses.replace(CONFIG, data=DataConfig(cached=("tokens",)))
     # Nothing is drawn for the others, nor are the rest drawn otherwise.
