@@ -150,7 +150,12 @@ def test_networks_that_the_configuration_needs(fresh: dict[str, Any]) -> None:
     # The perceptual loss decodes.
     assert needed(cached=("latents",)) == everything
     assert needed(_with_taesd()) == everything | {"taesd"}
-    assert needed(_with_taesd(), cached=("latents", "tokens")) == everything - {"vae", "reference_encoder"} | {"taesd"}
+    without = _with_taesd()
+    assert needed(without, cached=("latents", "tokens")) == everything - {"vae", "reference_encoder"} | {"taesd"}
+    # Sample grids are drawn from pictures.
+    drawn = dataclasses.replace(without.training, sample_every=1)
+    cached = dataclasses.replace(without, data=DataConfig(cached=("latents", "tokens")), training=drawn)
+    assert set(needed_networks(cached)) == everything | {"taesd"}
     assert needed(_with_taesd(perceptual_weight=0.0)) == everything - {"vgg"}
     training = dataclasses.replace(CONFIG.training, sample_every=0)
     config = dataclasses.replace(CONFIG, data=DataConfig(cached=("tokens",)), training=training)
