@@ -11,11 +11,14 @@ tolerance with exit code 1.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import signal
 import sys
 import tempfile
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -73,7 +76,7 @@ class ImportArguments:
     """Variant of the files in folders, e.g. fp16."""
     ema: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Take the U-Net's moving average, of a single file that holds both."""
-    image_size: int = 512
+    image_size: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 512)")] = None
     """Height and width of the images that the model is going to be trained on."""
     seed: int = 0
     """Seed of what is drawn afresh."""
@@ -139,6 +142,25 @@ class InspectArguments:
     """Variant of the files in folders, e.g. fp16."""
 
 
+class _Terminated(BaseException):
+    """SIGTERM, as Ctrl-C is KeyboardInterrupt: what is half-written is removed on the way out."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    earlier = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 1 beyond a tolerance, 2 after an error of use."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -151,16 +173,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[0] not in _COMMANDS:
             raise UsageError(f"unknown command {words[0]!r}: one of {', '.join(_COMMANDS)} (see {PROGRAM} --help)")
         kind, run = _COMMANDS[words[0]]
-        return run(parse_arguments(kind, words[1:], f"{PROGRAM} {words[0]}"))
+        with _terminable():
+            return run(parse_arguments(kind, words[1:], f"{PROGRAM} {words[0]}"))
     except (UsageError, WeightsError, ModelFolderError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a name that the file system cannot have, a file that goes away meanwhile
         print(f"error: {str(error.filename or PROGRAM)[:200]}: {error.strerror or error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Terminated) as stop:
         print("interrupted", file=sys.stderr)
-        return 130
+        return 130 if isinstance(stop, KeyboardInterrupt) else 143
 
 
 def _help() -> str:
@@ -176,7 +199,7 @@ def _help() -> str:
 def run_import(arguments: ImportArguments) -> int:
     """`import`: a line per network, and how to train."""
     refuse_existing(arguments.output)
-    if arguments.image_size < 1 or not 0 <= arguments.seed < 2**63:
+    if (arguments.image_size is not None and arguments.image_size < 1) or not 0 <= arguments.seed < 2**63:
         raise UsageError("--image-size must be positive, --seed between 0 and 2**63")
 
     def located(name: str | None, *folders: str) -> Path | None:

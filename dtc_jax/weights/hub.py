@@ -33,6 +33,7 @@ def locate(name: str, folders: Sequence[str] = ("",), variant: str | None = None
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
+        _reach()
         files = choose_files(HfApi().list_repo_files(name), folders, variant)
         return Path(snapshot_download(name, allow_patterns=files))
     except HfHubHTTPError as error:
@@ -42,7 +43,22 @@ def locate(name: str, folders: Sequence[str] = ("",), variant: str | None = None
     try:
         return _cached(name, folders, variant)
     except Exception:  # not in the cache either
-        raise WeightsError(f"{name}: no such file or folder, and not to be had from the hub ({reason[:160]})") from None
+        here = Path(name.partition("/")[0])
+        beside = f" (there is a folder {here}, without it)" if here.is_dir() else ""
+        raise WeightsError(
+            f"{name}: no such file or folder{beside}, and not to be had from the hub ({reason[:160]})"
+        ) from None
+
+
+def _reach() -> None:
+    """One short request: without a network huggingface_hub would try for half a minute and write a page about it.
+
+    Raises:
+        Exception: whatever the network's layers raise if there is no way to the hub.
+    """
+    from huggingface_hub import constants, get_session
+
+    get_session().head(constants.ENDPOINT, timeout=5)
 
 
 def _cached(name: str, folders: Sequence[str], variant: str | None) -> Path:

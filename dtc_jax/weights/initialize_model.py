@@ -34,7 +34,7 @@ from dtc_jax.weights.starting_parts import (
     starting_unet,
     taesd,
 )
-from dtc_jax.weights.tensors import LazyTensor, WeightsError, write_tensors
+from dtc_jax.weights.tensors import LazyTensor, WeightsError, lacks_variant, write_tensors
 from dtc_jax.weights.training_data import DATA_FILE, TrainingData
 
 _NO_LIMIT = 2**62
@@ -85,7 +85,7 @@ def initialize_model(
     parts: Parts,
     target: Path,
     *,
-    image_size: int = 512,
+    image_size: int | None = None,
     seed: int = 0,
     dtype: DTypeLike | None = None,
     report: Callable[[Source], None] = lambda source: None,
@@ -95,7 +95,7 @@ def initialize_model(
     Args:
         parts: What to start from.
         target: The new folder.
-        image_size: Height and width of the scene in pixels.
+        image_size: Height and width of the scene in pixels; None: 512, or that of an exported base.
         seed: Of what is drawn afresh.
         dtype: Of the weights; None keeps the files' (what is fresh is float32).
         report: Called for every network when it has been written.
@@ -117,9 +117,11 @@ def initialize_model(
     return start
 
 
-def start_from(parts: Parts, image_size: int = 512, seed: int = 0) -> Start:
+def start_from(parts: Parts, image_size: int | None = None, seed: int = 0) -> Start:
     """What `initialize_model` writes; nothing but names and shapes is read yet."""
     if parts.base.is_dir() and is_exported_folder(parts.base):
+        if image_size is not None:
+            raise WeightsError(f"{parts.base}: was exported for an image size of its own; leave --image-size out")
         return _from_exported(parts)
     base = base_networks(parts.base, parts.variant)
     unet = starting_unet(base, parts.ema, parts.base)
@@ -133,7 +135,7 @@ def start_from(parts: Parts, image_size: int = 512, seed: int = 0) -> Start:
     autoencoder = small[0] if small else found["vae"]
     if autoencoder is None:
         raise WeightsError(f"{parts.base}: holds no autoencoder; name one as the vae")
-    config = _configuration(parts.base, unet, autoencoder, found, image_size)
+    config = _configuration(parts.base, unet, autoencoder, found, image_size or 512)
     model = config.model
     shapes = {name: flax_shapes(tree) for name, tree in DiffuseToChoose(model).shapes().items()}
 
@@ -145,13 +147,13 @@ def start_from(parts: Parts, image_size: int = 512, seed: int = 0) -> Start:
         sources.append(source)
 
     def add_imported(network: str, detected: Detected) -> None:
-        add(network, imported(detected, shapes[network]), _source(network, detected))
+        add(network, imported(detected, shapes[network]), _source(network, detected, parts))
 
     def add_fresh(network: str, why: str) -> None:
         add(network, fresh(network, shapes[network], model, seed), Source(network=network, origin=why))
 
     tensors = import_tensors(unet.layout, unet.source, unet.shapes)
-    unet_source = _source("unet", unet)
+    unet_source = _source("unet", unet, parts)
     if parts.ema:
         unet_source = replace(unet_source, layout=f"{unet_source.layout}; moving average")
     if unet.config.in_channels != model.unet.in_channels:
@@ -171,7 +173,10 @@ def start_from(parts: Parts, image_size: int = 512, seed: int = 0) -> Start:
     if null is not None:
         add("null_tokens", null, replace(unet_source, network="null_tokens", layout="Paint by Example's null vector"))
     else:
-        add_fresh("null_tokens", "fresh")
+        by_example = unet.config.mask_channel == "keep"
+        add_fresh(
+            "null_tokens", f"fresh{f'; {parts.base} lacks image_encoder, which has the learned one' * by_example}"
+        )
     if small is not None:
         add("vae", small[1], imported_from("vae", str(parts.vae), small[0].layout.name))
     elif found["vae"] is not None:
@@ -185,8 +190,10 @@ def start_from(parts: Parts, image_size: int = 512, seed: int = 0) -> Start:
     return Start(config, networks, sources)
 
 
-def _source(network: str, detected: Detected) -> Source:
-    return imported_from(network, str(detected.source.path), detected.layout.name)
+def _source(network: str, detected: Detected, parts: Parts) -> Source:
+    named = getattr(parts, network, None) or parts.base
+    note = f"; no {parts.variant} variant there" if lacks_variant(detected.source, named, parts.variant) else ""
+    return imported_from(network, str(detected.source.path), detected.layout.name + note)
 
 
 def _configuration(
@@ -219,6 +226,8 @@ def _from_exported(parts: Parts) -> Start:
         raise WeightsError(f"{parts.base}: is a whole model; {', '.join(others)} cannot be replaced in it")
     if parts.ema:
         raise WeightsError(f"{parts.base}: was exported with one set of weights; leave --ema out")
+    if parts.variant is not None:
+        raise WeightsError(f"{parts.base}: was exported with one file per network; leave --variant out")
     exported = open_exported(parts.base)
     known = {source.network: source for source in exported.sources}
     networks = dict(exported.networks)
@@ -231,7 +240,7 @@ def _from_exported(parts: Parts) -> Start:
         assert detected is not None
         wanted = flax_shapes(DiffuseToChoose(exported.config.model).shapes()["vgg"])
         networks["vgg"] = imported(detected, wanted)
-        sources = [*(source for source in sources if source.network != "vgg"), _source("vgg", detected)]
+        sources = [*(source for source in sources if source.network != "vgg"), _source("vgg", detected, parts)]
     return Start(exported.config, networks, sources, exported.data)
 
 

@@ -12,6 +12,7 @@ from dtc_jax.weights.inspect_own import exported_folder, exported_part, model_fo
 from dtc_jax.weights.inspection import Inspection, Part, absent_part, describe, make_part
 from dtc_jax.weights.mapping import differences
 from dtc_jax.weights.model_folder import is_model_folder
+from dtc_jax.weights.starting_parts import TAESD_FILES, is_taesd
 from dtc_jax.weights.tensors import TensorSource, WeightsError, open_tensors
 
 __all__ = ["Inspection", "Part", "describe", "inspect"]
@@ -34,7 +35,10 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
         return run_folder(target)
     if is_exported_folder(target):
         return exported_folder(target, variant)
-    if (target / "model_index.json").is_file():
+    if is_taesd(target):
+        parts = [part for name in TAESD_FILES for part in _networks(open_tensors(target / name))[0]]
+        return Inspection(target, "folder of TAESD's two files", parts, {})
+    if (target / "model_index.json").is_file() or any((target / name).is_dir() for name in ("unet", "vae")):
         return _published_folder(target, variant)
     if is_model_folder(target) and not _is_published(target):
         return model_folder(target)
@@ -51,8 +55,8 @@ def _published_folder(target: Path, variant: str | None) -> Inspection:
     parts: list[Part] = []
     for folder in sorted(child for child in target.iterdir() if child.is_dir()):
         parts += _folder(folder, variant)
-    index = (target / "model_index.json").read_text(errors="replace")
-    if f'"{PIPELINE_CLASS}"' in index:
+    index = target / "model_index.json"
+    if index.is_file() and f'"{PIPELINE_CLASS}"' in index.read_text(errors="replace"):
         # Without the configuration, the sizes of our own parts cannot be told.
         return Inspection(target, "exported folder", parts, {}, missing=[EXPERIMENT_FILE])
     return Inspection(target, "folder of several networks", parts, {})
@@ -69,7 +73,7 @@ def _folder(folder: Path, variant: str | None) -> list[Part]:
     if not any(name.endswith((".safetensors", ".bin", ".index.json")) for name in names):
         return []  # a tokenizer, a scheduler
     try:
-        return _networks(open_tensors(folder, variant))[0]
+        return _networks(open_tensors(folder, variant, or_plain=True))[0]
     except WeightsError as error:
         return [absent_part(folder, "unknown", str(error))]
 

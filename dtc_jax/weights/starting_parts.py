@@ -19,18 +19,24 @@ from dtc_jax.weights.detect import detect, detect_networks
 from dtc_jax.weights.layouts import Shapes
 from dtc_jax.weights.mapping import import_tensors
 from dtc_jax.weights.recognition import Detected
-from dtc_jax.weights.tensors import LazyTensor, WeightsError, open_tensors
+from dtc_jax.weights.tensors import LazyTensor, WeightsError, lacks_variant, open_tensors
 from dtc_jax.weights.unet import LDM_EMA_PREFIX
 
 _REPLICATED = ("conv_in/", "time_embedding/", "down_blocks_", "mid_block/")
 
 
 def base_networks(path: Path, variant: str | None) -> dict[str, Detected]:
-    """Networks of a folder of several, of a single file, or of a folder of one."""
-    if path.is_dir() and any((path / name).is_dir() for name in ("unet", "vae")):
-        sources = [open_tensors(path / name, variant) for name in ("unet", "vae") if (path / name).is_dir()]
+    """Networks of a folder of several, of a single file, or of a folder of one.
+
+    Of a folder of several, not every network need have the variant: it is often published of the U-Net alone.
+    """
+    folders = [path / name for name in ("unet", "vae") if (path / name).is_dir()]
+    if folders:
         if (path / "image_encoder").is_dir() and "PaintByExample" in _text(path / "model_index.json"):
-            sources.append(open_tensors(path / "image_encoder", variant))
+            folders.append(path / "image_encoder")
+        sources = [open_tensors(folder, variant, or_plain=True) for folder in folders]
+        if all(lacks_variant(source, path, variant) for source in sources):
+            sources = [open_tensors(folder, variant) for folder in folders]
     else:
         sources = [open_tensors(path, variant)]
     found: dict[str, Detected] = {}
@@ -64,20 +70,20 @@ def part(path: Path | None, network: str, variant: str | None) -> Detected | Non
     if path is None:
         return None
     inner = path / network if network == "vae" and (path / network).is_dir() else path
-    return detect(open_tensors(inner, variant), network)
+    return detect(open_tensors(inner, variant, or_plain=True), network)
 
 
-_TAESD_FILES = ("taesd_encoder.safetensors", "taesd_decoder.safetensors")
+TAESD_FILES = ("taesd_encoder.safetensors", "taesd_decoder.safetensors")
 
 
 def is_taesd(path: Path | None) -> bool:
-    return path is not None and all((path / name).is_file() for name in _TAESD_FILES)
+    return path is not None and all((path / name).is_file() for name in TAESD_FILES)
 
 
 def taesd(path: Path | None) -> tuple[Detected, list[LazyTensor]]:
     """TAESD's two files as one autoencoder."""
     assert path is not None
-    encoder, decoder = (detect(open_tensors(path / name), Path(name).stem) for name in _TAESD_FILES)
+    encoder, decoder = (detect(open_tensors(path / name), Path(name).stem) for name in TAESD_FILES)
     if decoder.config != encoder.config:
         raise WeightsError(f"{path}: encoder and decoder are of different sizes")
     tensors = [*imported(encoder, encoder.shapes), *imported(decoder, decoder.shapes)]

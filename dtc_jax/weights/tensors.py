@@ -43,6 +43,7 @@ __all__ = [
     "all_finite",
     "cast",
     "is_float",
+    "lacks_variant",
     "open_tensors",
     "with_prefix",
     "write_tensors",
@@ -82,7 +83,7 @@ class ShardedSource:
         return name
 
 
-def open_tensors(path: str | os.PathLike[str], variant: str | None = None) -> TensorSource:
+def open_tensors(path: str | os.PathLike[str], variant: str | None = None, or_plain: bool = False) -> TensorSource:
     """Open a file or folder of weights.
 
     Args:
@@ -90,13 +91,14 @@ def open_tensors(path: str | os.PathLike[str], variant: str | None = None) -> Te
             (*.index.json); or a folder that holds one of these. In a folder, safetensors come before pickles and
             files without a variant before those with one.
         variant: In a folder, take this variant: `fp16` for `model.fp16.safetensors`.
+        or_plain: If a folder has no such variant, take its plain file; `lacks_variant` tells of it.
 
     Raises:
         WeightsError: there is no such thing, it cannot be told which file is meant, or it is damaged.
     """
     target = Path(path)
     if target.is_dir():
-        target = _file_in(target, variant)
+        target = _file_in(target, variant, or_plain)
     if not target.is_file():
         raise WeightsError(f"{target}: no such file or folder")
     if target.name.endswith(".json"):
@@ -114,7 +116,18 @@ def _open_file(path: Path) -> TensorSource:
     )
 
 
-def _file_in(folder: Path, variant: str | None) -> Path:
+def lacks_variant(source: TensorSource, named: Path, variant: str | None) -> bool:
+    """Whether a folder was opened that has no such variant, and its plain file taken.
+
+    Args:
+        source: What `open_tensors` opened, or a network in it.
+        named: What it was asked for.
+        variant: Which variant.
+    """
+    return variant is not None and named.is_dir() and _variant(source.path.name) != variant
+
+
+def _file_in(folder: Path, variant: str | None, or_plain: bool) -> Path:
     """The file of weights that a folder is about."""
     if (folder / "model_index.json").is_file():
         raise WeightsError(f"{folder}: a folder of several networks; name one of them, e.g. {folder / 'unet'}")
@@ -128,7 +141,8 @@ def _file_in(folder: Path, variant: str | None) -> Path:
         [name for name in indices if ".bin." in name],
         [name for name in single if name.endswith(PICKLE_ENDINGS) and name not in _NOT_WEIGHTS],
     )
-    for wanted in [variant] if variant is not None else [None, "fp16", "bf16"]:
+    plain = [None] if or_plain else []
+    for wanted in [variant, *plain] if variant is not None else [None, "fp16", "bf16"]:
         for group in groups:
             matching = [name for name in group if _variant(name) == wanted]
             if len(matching) == 1:

@@ -135,9 +135,15 @@ def ldm_ema_source(source: TensorSource, layout: Layout, shapes: Shapes) -> Rena
     """
     there = set(source.keys())
     names = [name for name in torch_shapes(layout, shapes) if ldm_ema_name(name) in there]
+    # What else there is of it keeps its name, and is unexpected.
+    known = {ldm_ema_name(name) for name in names}
+    others = [name for name in source.keys() if name.startswith(f"{LDM_EMA_PREFIX}diffusion_model")]  # noqa: SIM118
+    others = [name for name in others if name not in known]
     if not names:
         raise WeightsError(f"{source.path}: holds no moving average of the U-Net ({LDM_EMA_PREFIX}*)")
-    return RenamedSource(source, names, ldm_ema_name)
+    return RenamedSource(
+        source, names + others, lambda name: name if name.startswith(LDM_EMA_PREFIX) else ldm_ema_name(name)
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- recognition

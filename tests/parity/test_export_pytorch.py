@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,24 @@ def test_small_networks_are_within_tolerance_whatever_is_drawn(seed: int, tmp_pa
     exported = export_pipeline(open_checkpoint(folder), tmp_path / "exported")
     rows = verify(open_checkpoint(folder), exported, seed=seed, with_sample=False)
     assert all(row.passed for row in rows), table(rows)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("pipeline.py", "def (", "diffusers cannot load it"),
+        ("pipeline.py", "import a_module_that_nobody_has", "diffusers cannot load it"),
+        ("unet/config.json", "{", "diffusers cannot load it"),
+    ],
+)
+def test_a_folder_that_cannot_be_loaded_is_one_line(
+    file: str, text: str, reason: str, model_folder: Path, exported: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(exported, tmp_path / "broken")
+    (tmp_path / "broken" / file).write_text(text)
+    with pytest.raises(WeightsError, match=rf"broken: {reason} \(") as error:
+        verify(open_checkpoint(model_folder), tmp_path / "broken")
+    assert "\n" not in str(error.value)
 
 
 VARIANTS = {

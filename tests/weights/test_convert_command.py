@@ -147,6 +147,7 @@ def test_flags_of_another_model() -> None:
 
 def test_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert locate(str(tmp_path)) == tmp_path
+    monkeypatch.setattr("dtc_jax.weights.hub._reach", lambda: None)
     monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_: ["unet/a.safetensors", "other.txt"])
     asked = {}
 

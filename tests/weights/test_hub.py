@@ -119,7 +119,7 @@ def download(name: str, endpoint: str, cache: Path) -> dict[str, object]:
         [sys.executable, "-c", DOWNLOAD, name], env=environment, cwd=cache.parent, capture_output=True, text=True
     )
     assert process.returncode == 0, process.stderr[-2000:]
-    return json.loads(process.stdout.splitlines()[-1])
+    return json.loads(process.stdout.splitlines()[-1]) | {"warnings": process.stderr}
 
 
 def test_downloads_once_and_works_offline_after(hub: tuple[str, dict[str, bytes], list[str]], tmp_path: Path) -> None:
@@ -132,13 +132,22 @@ def test_downloads_once_and_works_offline_after(hub: tuple[str, dict[str, bytes]
     transfers = [line for line in log if line.startswith(f"GET /{REPOSITORY}/resolve/")]
     assert len(transfers) == len(wanted)
 
-    assert download(REPOSITORY, endpoint, tmp_path / "cache") == first
+    assert download(REPOSITORY, endpoint, tmp_path / "cache")["folder"] == first["folder"]
     assert [line for line in log if line.startswith(f"GET /{REPOSITORY}/resolve/")] == transfers
     # The server is gone: the cache serves.
-    assert download(REPOSITORY, "http://127.0.0.1:9", tmp_path / "cache") == first
+    offline = download(REPOSITORY, "http://127.0.0.1:9", tmp_path / "cache")
+    assert (offline["folder"], offline["files"]) == (first["folder"], first["files"])
 
 
 def test_absent_repository_is_one_line(hub: tuple[str, dict[str, bytes], list[str]], tmp_path: Path) -> None:
     message = download("somebody/absent", hub[0], tmp_path / "cache")["error"]
     assert isinstance(message, str) and "\n" not in message
     assert message.startswith("somebody/absent: no such file or folder, and not to be had from the hub (")
+
+
+def test_without_a_network_a_mistyped_path_is_one_line_at_once(tmp_path: Path) -> None:
+    (tmp_path / "somebody").mkdir()
+    said = download("somebody/mistyped", "http://127.0.0.1:9", tmp_path / "cache")
+    message = said["error"]
+    assert isinstance(message, str) and message.startswith("somebody/mistyped: no such file or folder (there is a ")
+    assert "not to be had from the hub (" in message and "Retrying" not in str(said["warnings"])

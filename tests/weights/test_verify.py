@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dtc_jax import presets
+from dtc_jax.config import UNetConfig
 from dtc_jax.weights import command
 from dtc_jax.weights.command import main
-from dtc_jax.weights.verify import SAMPLE, Comparison, random_inputs, relative_error, table
+from dtc_jax.weights.verify import SAMPLE, Comparison, latent_size, random_inputs, relative_error, table
 
 
 def test_relative_error_by_hand() -> None:
@@ -30,6 +32,9 @@ def test_wrong_shapes_and_nan_are_never_within_tolerance() -> None:
     assert np.isnan(nan) and not Comparison("unet", nan, 1e-5).passed
     assert Comparison("unet", 1e-5, 1e-5).passed and not Comparison("unet", 1.1e-5, 1e-5).passed
 
+
+NARROW = UNetConfig(block_out_channels=(32, 32, 32, 32))
+"""As many levels as at full size, and one channel per group."""
 
 ROWS = {
     "passed": ([Comparison("unet", 1e-7, 1e-5), Comparison(SAMPLE, 5e-4, 1e-3)], 0),
@@ -54,6 +59,16 @@ def test_exit_code_and_table(
     said = capsys.readouterr().out
     assert said.strip() == table(rows) and said.count("FAILED") == code
     assert asked["tolerance"] == 0.25 and asked["with_sample"] is False
+
+
+def test_inputs_are_small_at_full_size_and_large_where_norms_would_see_next_to_nothing() -> None:
+    assert latent_size(presets.sd15()) == (8, 16)
+    for model in (presets.test(), presets.tiny(), dataclasses.replace(presets.sd15(), unet=NARROW)):
+        height, width = latent_size(model)
+        assert height >= 8 and width >= 12 and height % model.unet.downsampling == width % model.unet.downsampling == 0
+        places = height * width // model.unet.downsampling**2
+        per_norm = places * model.unet.block_out_channels[-1] // model.unet.norm_num_groups
+        assert places >= 24 or per_norm >= 64
 
 
 def test_inputs_leave_nothing_untried() -> None:
