@@ -42,6 +42,19 @@ _SUPPORTED = {
 }
 
 
+_NOT_SUPPORTED = {
+    "resnet_skip_time_act": False,
+    "resnet_out_scale_factor": 1.0,
+    "cross_attention_norm": None,
+    "mid_block_only_cross_attention": None,
+    "encoder_hid_dim_type": None,
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+    "timestep_post_act": None,
+    "reverse_transformer_layers_per_block": None,
+}
+"""Settings of diffusers that no Stable Diffusion 1.x has, at what leaves them off; an export need not name them."""
+
 _USUAL = {
     "in_channels": 4,
     "out_channels": 4,
@@ -80,7 +93,7 @@ def from_diffusers_config(published: Mapping[str, Any], where: str = "config.jso
     Raises:
         WeightsError: it has a setting that our network does not.
     """
-    refuse_other_values(published, _SUPPORTED, where)
+    refuse_other_values(published, _SUPPORTED | _NOT_SUPPORTED, where)
     heads = published.get("attention_head_dim")
     if isinstance(heads, list):
         setting = f"attention_head_dim = {heads}"
@@ -91,6 +104,8 @@ def from_diffusers_config(published: Mapping[str, Any], where: str = "config.jso
     if others:
         setting = f"down_block_types {sorted(others)}"
         raise WeightsError(f"{where}: {setting} is not supported: the U-Net must be one of Stable Diffusion 1.x")
+    mirrored = [kind.replace("Down", "Up") for kind in reversed(kinds)]
+    refuse_other_values(published, {"up_block_types": mirrored}, where)
     try:
         return UNetConfig(
             block_out_channels=tuple(sizes.pop("block_out_channels")),

@@ -34,6 +34,8 @@ def test_three_steps_and_a_model_that_samples(tmp_path: Path) -> None:
     (broken,) = [json.loads(line) for line in (run_dir / "broken_records.jsonl").read_text().splitlines()]
     assert broken["split"] == "train" and broken["number"] == 4
 
+    assert json.loads((run_dir / "model" / "data_set.json").read_text())["name"] == "synthetic"
+
     sample = synthetic_sample(0, 32, 2)
     for name, image in (("scene", sample.scene), ("mask", sample.mask * 255), ("reference", sample.reference)):
         Image.fromarray(image).save(tmp_path / f"{name}.png")

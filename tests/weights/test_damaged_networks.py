@@ -159,6 +159,15 @@ def test_a_setting_of_another_type_is_named(value: Any) -> None:
             autoencoder_kl.from_diffusers_config({"down_block_types": value})
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [{"cross_attention_norm": "layer_norm"}, {"resnet_skip_time_act": True}, {"up_block_types": ["UpBlock2D"]}],
+)
+def test_a_unet_with_what_ours_does_not_have(setting: dict[str, Any]) -> None:
+    with pytest.raises(WeightsError, match=f"{next(iter(setting))} = .* is not supported"):
+        unet_config.from_diffusers_config({**unet_config.to_diffusers_config(UNET), **setting})
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "7", "[" * 100_000, '{"architectures": 3'], ids=lambda text: text[:20])
 def test_a_damaged_configuration(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
