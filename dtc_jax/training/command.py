@@ -81,7 +81,7 @@ def main(argv: Sequence[str], config_dir: Path) -> int:
     if name not in configs:
         print(f"train.py: no experiment {name!r}; there are: {', '.join(configs)}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("dtc_jax").setLevel(logging.INFO)
     try:
         default = Arguments(run_dir=tyro.MISSING, config=read_config(configs[name])[0])
