@@ -19,7 +19,8 @@ from jaxtyping import Array, BFloat16, Float32, Int, PyTree, UInt32
 def scale_by_adam_bfloat16(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientTransformation:
     """As `optax.scale_by_adam` over a flat parameter dict, with moments that are kept in bfloat16.
 
-    The arithmetic is float32 and each update is made from the moments before they are rounded.
+    The arithmetic is float32. The update is made from the moments as they are kept: then nothing reads the old ones
+    any more once the new ones are written, and the compiler writes them in the old ones' place without a copy.
     """
 
     def init(params: PyTree) -> optax.ScaleByAdamState:
@@ -36,8 +37,10 @@ def scale_by_adam_bfloat16(b1: float, b2: float, eps: float = 1e-8) -> optax.Gra
             mean = b1 * state.mu[path].astype(jnp.float32) + (1 - b1) * gradient
             square = b2 * state.nu[path].astype(jnp.float32) + (1 - b2) * jnp.square(gradient)
             bits = random_bits(gradient.shape, path, count)
-            first[path] = round_stochastically(mean, bits)
-            second[path] = round_stochastically(square, bits >> 16)
+            kept = round_stochastically(mean, bits), round_stochastically(square, bits >> 16)
+            # Else the compiler would put the rounding into the update, and read the old moments again.
+            first[path], second[path] = jax.lax.optimization_barrier(kept)
+            mean, square = (moment[path].astype(jnp.float32) for moment in (first, second))
             corrected = square / (1 - b2 ** count.astype(jnp.float32))
             updates[path] = mean / (1 - b1 ** count.astype(jnp.float32)) / (jnp.sqrt(corrected) + eps)
         return updates, optax.ScaleByAdamState(count, first, second)
