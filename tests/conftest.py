@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,13 @@ def _optional_folder(name: str, variable: str, file: str) -> Path:
         if (candidate / file).is_file():
             return candidate
     pytest.skip(f"no {file}: none in {' or '.join(map(str, candidates))}; set {variable}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_code_is_let_go() -> Iterator[None]:
+    """Each file's compiled functions are its own: kept, those of all files would take gigabytes by the end."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from dtc_jax.weights.model_folder import flatten_params, load_model_folder
 from dtc_jax.weights.run_folder import load_checkpoint
@@ -17,6 +18,7 @@ LITTLE_MEMORY = (
 )
 
 
+@pytest.mark.slow
 def test_run_in_little_memory(tmp_path: Path) -> None:
     run_dir, flags = tmp_path / "run", ("--training.steps", "3", "--training.sample-every", "0")
     finish(start(run_dir, *flags, *LITTLE_MEMORY, "--cpu-devices", "2"))
