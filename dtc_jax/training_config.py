@@ -106,7 +106,7 @@ class TrainingConfig:
     remat: Literal["none", "block", "products"] = "none"
     """What of the forward pass is computed again in the backward pass, instead of kept, in the U-Net, the hint encoder,
     the decoder and VGG: nothing; all but the input of each ResNet block and transformer (`block`: least memory, one
-    more forward pass); or all but the results of their convolutions and dense layers (`products`)."""
+    more forward pass); or all but the results of their convolutions and dense layers (`products`; not on CPUs)."""
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which the frozen networks are kept on the devices and in the run folder."""
     max_nonfinite_steps: int = 10

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 from dtc_jax.config import AutoencoderConfig, AutoencoderKLConfig
 from dtc_jax.models.attention import attention
 from dtc_jax.models.layers import Conv2d, Dense, GroupNorm
-from dtc_jax.models.remat import Remat, rematerialized
+from dtc_jax.models.remat import Remat, apply_block
 from dtc_jax.models.resnet import Downsample, ResnetBlock, Upsample
 
 _EPSILON = 1e-6
@@ -52,16 +52,13 @@ class _MidBlock(nn.Module):
 
     def setup(self) -> None:
         channels, groups = self.config.block_out_channels[-1], self.config.norm_num_groups
-        resnet = rematerialized(ResnetBlock, self.remat)
-        attend = rematerialized(_Attention, self.remat)
-        self.resnets = [resnet(channels, groups, self.dtype, _EPSILON) for _ in range(2)]
-        self.attentions = [attend(channels, groups, self.dtype)] if self.config.mid_block_add_attention else []
+        self.resnets = [ResnetBlock(channels, groups, self.dtype, _EPSILON) for _ in range(2)]
+        self.attentions = [_Attention(channels, groups, self.dtype)] if self.config.mid_block_add_attention else []
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        x = self.resnets[0](x)
-        for layer in self.attentions:
-            x = layer(x)
-        return self.resnets[1](x)
+        for layer in (self.resnets[0], *self.attentions, self.resnets[1]):
+            x = apply_block(layer, self.remat, x)
+        return x
 
 
 class _Level(nn.Module):
@@ -76,14 +73,17 @@ class _Level(nn.Module):
     remat: Remat = "none"
 
     def setup(self) -> None:
-        resnet = rematerialized(ResnetBlock, self.remat)
-        self.resnets = [resnet(self.channels, self.num_groups, self.dtype, _EPSILON) for _ in range(self.num_layers)]
+        self.resnets = [
+            ResnetBlock(self.channels, self.num_groups, self.dtype, _EPSILON) for _ in range(self.num_layers)
+        ]
         # Zeros at the bottom and the right only, as the published weights want.
         self.downsamplers = [Downsample(self.channels, self.dtype, padding=((0, 1), (0, 1)))] if self.downsample else []
         self.upsamplers = [Upsample(self.channels, self.dtype)] if self.upsample else []
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        for layer in (*self.resnets, *self.downsamplers, *self.upsamplers):
+        for block in self.resnets:
+            x = apply_block(block, self.remat, x)
+        for layer in (*self.downsamplers, *self.upsamplers):
             x = layer(x)
         return x
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Num
 from dtc_jax.config import UNetConfig
 from dtc_jax.models.fusion import Feature, Modulation, modulate
 from dtc_jax.models.layers import Conv2d, Dense, GroupNorm
-from dtc_jax.models.remat import Remat, rematerialized
+from dtc_jax.models.remat import Remat, apply_block
 from dtc_jax.models.resnet import Downsample, ResnetBlock, Upsample
 from dtc_jax.models.transformer import SpatialTransformer
 
@@ -73,9 +73,9 @@ class DownBlock(nn.Module):
     def setup(self) -> None:
         config, features = self.config, self.config.block_out_channels[self.level]
         layers = range(config.layers_per_block)
-        self.resnets = [resnet_block(config, features, self.dtype, self.remat) for _ in layers]
+        self.resnets = [ResnetBlock(features, config.norm_num_groups, self.dtype) for _ in layers]
         if config.attention_levels[self.level]:
-            self.attentions = [spatial_transformer(config, features, self.dtype, self.remat) for _ in layers]
+            self.attentions = [spatial_transformer(config, features, self.dtype) for _ in layers]
         if self.level < len(config.block_out_channels) - 1:
             self.downsamplers = [Downsample(features, self.dtype)]
 
@@ -83,9 +83,9 @@ class DownBlock(nn.Module):
         """Return the output of every layer and of the downsampling; the last is the level's own output."""
         outputs: list[Feature] = []
         for index, resnet in enumerate(self.resnets):
-            x = resnet(x, temb)
+            x = apply_block(resnet, self.remat, x, temb)
             if self.config.attention_levels[self.level]:
-                x = self.attentions[index](x, tokens)
+                x = apply_block(self.attentions[index], self.remat, x, tokens)
             outputs.append(x)
         if self.level < len(self.config.block_out_channels) - 1:
             outputs.append(self.downsamplers[0](x))
@@ -101,15 +101,15 @@ class MidBlock(nn.Module):
 
     def setup(self) -> None:
         features = self.config.block_out_channels[-1]
-        self.resnets = [resnet_block(self.config, features, self.dtype, self.remat) for _ in range(2)]
-        self.attentions = [spatial_transformer(self.config, features, self.dtype, self.remat)]
+        self.resnets = [ResnetBlock(features, self.config.norm_num_groups, self.dtype) for _ in range(2)]
+        self.attentions = [spatial_transformer(self.config, features, self.dtype)]
 
     def __call__(
         self, x: Float[Array, "b h w c"], temb: Float[Array, "b t"], tokens: Float[Array, "b l d"]
     ) -> Float[Array, "b h w c"]:
-        x = self.resnets[0](x, temb)
-        x = self.attentions[0](x, tokens)
-        return self.resnets[1](x, temb)
+        x = apply_block(self.resnets[0], self.remat, x, temb)
+        x = apply_block(self.attentions[0], self.remat, x, tokens)
+        return apply_block(self.resnets[1], self.remat, x, temb)
 
 
 class UpBlock(nn.Module):
@@ -130,9 +130,9 @@ class UpBlock(nn.Module):
     def setup(self) -> None:
         config, features = self.config, self.config.block_out_channels[self.level]
         layers = range(config.layers_per_block + 1)
-        self.resnets = [resnet_block(config, features, self.dtype, self.remat) for _ in layers]
+        self.resnets = [ResnetBlock(features, config.norm_num_groups, self.dtype) for _ in layers]
         if config.attention_levels[self.level]:
-            self.attentions = [spatial_transformer(config, features, self.dtype, self.remat) for _ in layers]
+            self.attentions = [spatial_transformer(config, features, self.dtype) for _ in layers]
         if self.level > 0:
             self.upsamplers = [Upsample(features, self.dtype)]
 
@@ -141,23 +141,17 @@ class UpBlock(nn.Module):
     ) -> Feature:
         """`skips` are this level's, in the encoder's order; they are consumed from the last to the first."""
         for index, (resnet, skip) in enumerate(zip(self.resnets, reversed(skips), strict=True)):
-            x = resnet(jnp.concatenate([x, skip], axis=-1), temb)
+            x = apply_block(resnet, self.remat, jnp.concatenate([x, skip], axis=-1), temb)
             if self.config.attention_levels[self.level]:
-                x = self.attentions[index](x, tokens)
+                x = apply_block(self.attentions[index], self.remat, x, tokens)
         if self.level > 0:
             x = self.upsamplers[0](x)
         return x
 
 
-def resnet_block(config: UNetConfig, features: int, dtype: DTypeLike, remat: Remat) -> ResnetBlock:
-    """A ResNet block with this many output channels."""
-    return rematerialized(ResnetBlock, remat)(features, config.norm_num_groups, dtype)
-
-
-def spatial_transformer(config: UNetConfig, features: int, dtype: DTypeLike, remat: Remat) -> SpatialTransformer:
+def spatial_transformer(config: UNetConfig, features: int, dtype: DTypeLike) -> SpatialTransformer:
     """The transformer of a level with this many channels."""
-    block = rematerialized(SpatialTransformer, remat)
-    return block(features, config.num_attention_heads, config.norm_num_groups, dtype)
+    return SpatialTransformer(features, config.num_attention_heads, config.norm_num_groups, dtype)
 
 
 def time_embedding(config: UNetConfig, dtype: DTypeLike) -> TimeEmbedding:

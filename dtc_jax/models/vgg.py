@@ -6,8 +6,9 @@ The perceptual distance is DCI-VTON's (Gou et al., 2023, arXiv:2308.06101), refe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float
 from dtc_jax.config import VGGConfig
 from dtc_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from dtc_jax.models.layers import Dense
-from dtc_jax.models.remat import Remat, rematerialized
+from dtc_jax.models.remat import Remat, recomputed
 
 PERCEPTUAL_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 
@@ -87,25 +88,15 @@ class VGG(nn.Module):
         """
         features = []
         x = self._normalise(images)
-        for number in range(len(self.blocks)):
-            block = rematerialized(partial(VGG._block, number=number), self.remat)
-            feature, x = block(self, x)
+        for number, block in enumerate(self.blocks):
+            # Of the last block nothing after the feature is needed.
+            layers = block[:2] if number == len(self.blocks) - 1 else block
+            if self.remat == "none" or self.is_initializing():
+                feature, x = _run_block(layers, x, number > 0)
+            else:
+                feature, x = _recomputed_block(layers, x, number > 0)
             features.append(feature)
         return features
-
-    def _block(
-        self, x: Float[Array, "b h w c"], number: int
-    ) -> tuple[Float[Array, "b h2 w2 d"], Float[Array, "b h2 w2 d"]]:
-        """The block's perceptual feature and its output; of the last block, whose output nobody reads, the feature."""
-        if number > 0:
-            x = max_pool_2x2(x)
-        block = self.blocks[number]
-        feature = x
-        for position, convolution in enumerate(block[:2] if number == len(self.blocks) - 1 else block):
-            x = nn.relu(convolution(x))
-            if position == min(1, len(block) - 1):
-                feature = x
-        return feature, x
 
     def final_features(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
         """The last convolution's post-ReLU features, before the last pooling: what a classifier reads.
@@ -125,6 +116,32 @@ class VGG(nn.Module):
         mean = jnp.asarray(IMAGENET_MEAN, jnp.float32)
         std = jnp.asarray(IMAGENET_STD, jnp.float32)
         return ((images.astype(jnp.float32) - mean) / std).astype(self.dtype)
+
+
+def _run_block(
+    layers: Sequence[Callable[[Array], Array]], x: Float[Array, "b h w c"], pool: bool
+) -> tuple[Float[Array, "b h2 w2 d"], Float[Array, "b h2 w2 d"]]:
+    """The perceptual feature of a block, which is the second convolution's, and its output."""
+    if pool:
+        x = max_pool_2x2(x)
+    outputs = []
+    for convolution in layers:
+        x = nn.relu(convolution(x))
+        outputs.append(x)
+    return outputs[min(1, len(outputs) - 1)], x
+
+
+def _recomputed_block(
+    layers: Sequence[nn.Module], x: Float[Array, "b h w c"], pool: bool
+) -> tuple[Float[Array, "b h2 w2 d"], Float[Array, "b h2 w2 d"]]:
+    """`_run_block` whose backward pass keeps its input alone."""
+    alone = [layer.clone(parent=None) for layer in layers]
+
+    def run(params: Sequence[Any], x: Array) -> tuple[Array, Array]:
+        layers: list[Any] = [partial(layer.apply, {"params": own}) for layer, own in zip(alone, params, strict=True)]
+        return _run_block(layers, x, pool)
+
+    return recomputed(run)([layer.variables["params"] for layer in layers], x)
 
 
 class VGGClassifier(nn.Module):

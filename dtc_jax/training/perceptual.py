@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from dtc_jax.config import AutoencoderKLConfig, ExperimentConfig, LossConfig
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
+from dtc_jax.models.remat import recomputed
 from dtc_jax.models.vgg import perceptual_distance
 
 HALO = 4
@@ -129,11 +130,11 @@ def perceptual_term(model: DiffuseToChoose, config: ExperimentConfig) -> Percept
         }
 
         def decode(latents: Array) -> Array:
+            # The large autoencoder divides itself into blocks; the small ones are a block each.
+            if config.training.remat != "none" and not in_blocks:
+                return recomputed(decoder)(frozen, latents)
             return decoder(frozen, latents)
 
-        # The large autoencoder divides itself into blocks; the small ones are a block each.
-        if config.training.remat != "none" and not in_blocks:
-            decode = jax.checkpoint(decode)
         if whole:
             decoded = decode(x0_hat)
         else:
