@@ -103,17 +103,17 @@ def _device_mesh(shape: tuple[int, int], devices: Sequence[jax.Device]) -> np.nd
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
-def check_batch(training: TrainingConfig, mesh: Mesh, accumulation_steps: int = 1) -> None:
+def check_batch(training: TrainingConfig, mesh: Mesh) -> None:
     """Refuse a batch that the devices cannot share.
 
     Args:
-        training: Has the global batch.
+        training: Has the global batch, and in how many parts it is computed.
         mesh: Every device takes the same number of samples at a time.
-        accumulation_steps: In how many parts each batch is computed.
 
     Raises:
         ConfigError: what the batch must be a multiple of.
     """
+    accumulation_steps = training.accumulation_steps
     parts = mesh.size * accumulation_steps
     if training.batch_size % parts:
         steps = f" times training.accumulation_steps, {accumulation_steps}" if accumulation_steps > 1 else ""

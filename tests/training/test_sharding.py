@@ -168,8 +168,8 @@ def test_slices_of_ones_own() -> None:
 def test_batch_that_the_devices_cannot_share(batch: int, accumulation: int, message: str) -> None:
     mesh = make_mesh(2, jax.devices()[:8])
     with pytest.raises(ConfigError, match=message):
-        check_batch(TrainingConfig(batch_size=batch), mesh, accumulation)
-    check_batch(TrainingConfig(batch_size=48), mesh, 2)
+        check_batch(TrainingConfig(batch_size=batch, accumulation_steps=accumulation), mesh)
+    check_batch(TrainingConfig(batch_size=48, accumulation_steps=2), mesh)
 
 
 # --------------------------------------------------------------------------------------- overrides, state and memory
