@@ -1,4 +1,4 @@
-"""The same samples, noise and losses on any number of devices and processes, and checkpoints that move between them."""
+"""The same samples, losses and sample grids on any number of devices and processes; checkpoints moved between them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from PIL import Image
 from dtc_jax.weights.model_folder import flatten_params, load_model_folder
 from tests.training.runs import finish, free_port, read_metrics, start
 
-pytestmark = pytest.mark.timeout(1800)
+# Ten steps with sample grids in up to four processes take minutes; test_same_losses.py is the fast part.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 STEPS = 10
 # One sample grid, at the last step: by all devices together.
