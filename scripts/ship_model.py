@@ -1,7 +1,6 @@
 """Make the model folder that the package ships: half-precision weights, figures and a model card.
 
-python -m dtc_jax.evaluate --checkpoint runs/tiny --output metrics.json
-python scripts/ship_model.py --run runs/tiny --metrics metrics.json
+python scripts/ship_model.py --run runs/tiny
 """
 
 from __future__ import annotations

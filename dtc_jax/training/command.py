@@ -115,6 +115,7 @@ def main(argv: Sequence[str], config_dir: Path) -> int:
             raise
         return failed(reason, 1)
     except Exception:
+        # A fault of the code keeps its traceback; one of several processes must not wait for the others on its way out.
         if jax.distributed.is_initialized():
             traceback.print_exc()
             leave(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -44,19 +43,3 @@ def lower_train_step(config: ExperimentConfig, mesh: Mesh) -> LoweredStep:
     batch = abstract_batch(config, batch_size)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return LoweredStep(sharded.step.lower(sharded.state_shapes, frozen, batch, key), sharded, frozen, batch)
-
-
-def bytes_per_device(shapes: PyTree, shardings: PyTree) -> int:
-    """Bytes that one device holds of a tree of shapes.
-
-    Args:
-        shapes: Tree of `jax.ShapeDtypeStruct`.
-        shardings: The same tree of shardings, or one for all.
-    """
-    if isinstance(shardings, jax.sharding.Sharding):
-        one = shardings
-        shardings = jax.tree.map(lambda _: one, shapes)
-    sizes = jax.tree.map(
-        lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize, shapes, shardings
-    )
-    return sum(jax.tree.leaves(sizes))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,7 +152,7 @@ def to_host(flat: FlatParams, mesh: Mesh, keep: bool = True) -> PyTree:
     return unflatten_params(whole)
 
 
-@lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)
 def gatherer(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
     """Makes a whole copy of an array on every device; compiled once for each shape and sharding."""
     return jax.jit(lambda leaf: leaf, out_shardings=replicated(mesh))

@@ -22,8 +22,8 @@ from dtc_jax.models.attention import LONG_SCORES
 from dtc_jax.training.collectives import Exchange, collectives
 from dtc_jax.training.flops import train_flops_per_image
 from dtc_jax.training.hardware import Accelerator
-from dtc_jax.training.lowering import bytes_per_device, lower_train_step
-from dtc_jax.training.sharding import make_mesh
+from dtc_jax.training.lowering import lower_train_step
+from dtc_jax.training.sharding import bytes_per_device, make_mesh
 
 TPU_ENVIRONMENT = (
     "--topology needs libtpu, best in an environment of its own: python3 -m venv .venv-tpu && "
@@ -146,7 +146,7 @@ def compile_step(
         "ema": bytes_per_device(state.ema, placed.ema),
         "optimizer": bytes_per_device(state.opt_state, placed.opt_state),
         "frozen": bytes_per_device(step.frozen, step.sharded.frozen_sharding),
-        "batch": bytes_per_device(step.batch, step.sharded.batch_sharding),
+        "batch": bytes_per_device(step.batch, jax.tree.map(lambda _: step.sharded.batch_sharding, step.batch)),
     }
     try:
         compiled = step.lowered.compile(compiler_options=None if options is None else dict(options))

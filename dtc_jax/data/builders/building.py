@@ -5,6 +5,7 @@ Importing this needs tensorflow_datasets (not TensorFlow).
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import fcntl
@@ -69,9 +70,9 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
     def __init__(self, *, file_format: Any = "array_record", **options: Any) -> None:
         super().__init__(file_format=file_format, **options)
 
+    @abc.abstractmethod
     def make_source(self) -> Source:
         """The source that the configuration names."""
-        raise NotImplementedError
 
     @property
     def folder(self) -> Path:
