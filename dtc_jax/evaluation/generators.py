@@ -12,9 +12,9 @@ from jaxtyping import UInt8
 from dtc_jax.data.hints import stitch
 from dtc_jax.data.window import Window
 from dtc_jax.evaluation.fidelity import GenerateFn, GenerationInputs
-from dtc_jax.inference.generate import sampler_settings
 from dtc_jax.inference.pipeline import Pipeline
 from dtc_jax.inference.prepare import Prepared
+from dtc_jax.inference.settings import sampler_settings
 
 
 def prepare_whole_scene(pipeline: Pipeline, inputs: GenerationInputs) -> Iterator[Prepared]:

@@ -23,10 +23,10 @@ from dtc_jax.config import ConfigError, ModelConfig
 from dtc_jax.data.images import InputError, check_output, read_profile, write_image
 from dtc_jax.data.manifest import Case, read_manifest
 from dtc_jax.data.window import DEFAULT_CONTEXT
-from dtc_jax.inference.generate import sampler_settings
 from dtc_jax.inference.pipeline import Pipeline
 from dtc_jax.inference.prepare import Prepared, read_case
 from dtc_jax.inference.runtime import enable_compilation_cache
+from dtc_jax.inference.settings import sampler_settings
 from dtc_jax.weights.model_folder import ModelFolderError
 from dtc_jax.weights.run_folder import checkpoint_config
 

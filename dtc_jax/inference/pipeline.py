@@ -17,8 +17,9 @@ from jaxtyping import Float, UInt8
 from dtc_jax.config import ExperimentConfig
 from dtc_jax.data.images import ImageLike, InputError
 from dtc_jax.data.window import DEFAULT_CONTEXT
-from dtc_jax.inference.generate import generate_jit, image_keys, sampler_settings
+from dtc_jax.inference.generate import generate_jit, image_keys
 from dtc_jax.inference.prepare import Prepared, read_case
+from dtc_jax.inference.settings import sampler_settings
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights.model_folder import check_params
 from dtc_jax.weights.run_folder import load_checkpoint

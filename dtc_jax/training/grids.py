@@ -14,7 +14,8 @@ from PIL import Image
 
 from dtc_jax.config import ExperimentConfig
 from dtc_jax.data.sheets import contact_sheet
-from dtc_jax.inference.generate import generate, image_keys, sampler_settings
+from dtc_jax.inference.generate import generate, image_keys
+from dtc_jax.inference.settings import sampler_settings
 from dtc_jax.training.files import written_beside
 from dtc_jax.training.sharding import replicated
 from dtc_jax.training.source import evaluation_batch

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, PyTree
 
 from dtc_jax.config import ConfigError, ExperimentConfig
 from dtc_jax.evaluation.metrics import masked_psnr, masked_ssim, paste_back
-from dtc_jax.inference.generate import generate, sampler_settings
+from dtc_jax.inference.generate import generate
+from dtc_jax.inference.settings import sampler_settings
 from dtc_jax.training.objective import Batch, make_objective
 from dtc_jax.training.params import FlatParams
 from dtc_jax.training.placement import put

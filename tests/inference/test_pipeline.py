@@ -13,8 +13,9 @@ import pytest
 import dtc_jax
 from dtc_jax.data.images import InputError
 from dtc_jax.diffusion import scaled_linear_schedule
-from dtc_jax.inference.generate import generate_jit, image_keys, sampler_settings
+from dtc_jax.inference.generate import generate_jit, image_keys
 from dtc_jax.inference.pipeline import Pipeline
+from dtc_jax.inference.settings import sampler_settings
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights import ModelFolderError, load_model_folder, save_model_folder
 
