@@ -31,8 +31,8 @@ def generate(
 
     Args:
         params: Every network but `vgg`.
-        batch: uint8 `scene` and `hint` [b, h, w, 3], `mask` [b, h, w, 1] {0, 1} (1 = fill), `reference`
-            [b, r, r, 3].
+        batch: uint8 `scene` and `hint` [b, h, w, 3], `mask` [b, h, w, 1] {0, 1} (1 = fill), and `reference`
+            [b, r, r, 3] or, in its place, its `tokens` [b, l, d].
         keys: One typed key per image: an image does not depend on its neighbours in the batch.
         guidance_scale: One number, or one per image; may be traced.
         settings: What is compiled.
@@ -48,7 +48,7 @@ def generate(
         denoiser,
         model,
         params,
-        model.encode_reference(params, inputs["reference"]),
+        batch["tokens"] if "tokens" in batch else model.encode_reference(params, inputs["reference"]),
         latent_mask(mask, settings.model.vae.factor),
         masked_latents,
         inputs["hint"],
