@@ -38,6 +38,10 @@ def test_specks_are_no_places() -> None:
     for y, x in random.integers(100, 195, (30, 2)):
         noisy[y : y + 3, x : x + 4] = 1
     np.testing.assert_array_equal(split_regions(noisy), split_regions(mask))
+    large = _mask((0, 0, 100, 120))
+    blot = large.copy()
+    blot[150:160, 200:210] = 1  # more than a block of JPEG's, but less than a hundredth of the place
+    np.testing.assert_array_equal(split_regions(blot), [large])
     # Small beside nothing larger is what the user wants.
     for box in [(5, 5, 6, 6), (0, 0, 1, 300), (199, 299, 200, 300)]:
         np.testing.assert_array_equal(split_regions(_mask(box)), [_mask(box)])
