@@ -16,12 +16,10 @@ import pytest
 from dtc_jax.inference.export import batch_shapes, main
 from dtc_jax.inference.generate import generate_jit, image_keys
 from dtc_jax.inference.pipeline import Pipeline
-from dtc_jax.inference.settings import SamplingChoices, sampler_settings
+from dtc_jax.inference.settings import sampler_settings
 
 pytest.importorskip("flatbuffers")
 
-CHOICES = SamplingChoices(solver="dpmsolver++", guidance_interval=(0.1, 5.0), num_inference_steps=3)
-FLAGS = ["--solver", "dpmsolver++", "--guidance-interval", "0.1", "5", "--num-inference-steps", "3"]
 ALONE = """
 import sys
 sys.modules["dtc_jax"] = None  # importing it fails
@@ -42,7 +40,7 @@ np.savez(sys.argv[2], image=image, default=sampler(batch, [5, 5]))
 @pytest.fixture(scope="module")
 def served(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "served"
-    assert main(["--checkpoint", str(model_folder), "--output", str(folder), "--batch-size", "2", *FLAGS]) == 0
+    assert main(["--checkpoint", str(model_folder), "--output", str(folder), "--batch-size", "2"]) == 0
     return folder
 
 
@@ -60,7 +58,7 @@ def test_the_same_pictures_without_the_package(served: Path, pipeline: Pipeline,
     arguments = [sys.executable, "-c", ALONE, str(tmp_path / "batch.npz"), str(tmp_path / "out.npz")]
     done = subprocess.run(arguments, cwd=served, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    settings = sampler_settings(pipeline.config, CHOICES)
+    settings = sampler_settings(pipeline.config)
     keys = jax.numpy.concatenate([image_keys(5, 1), image_keys(2**32 - 1, 1, first=3)])
     expected = np.asarray(generate_jit(pipeline.params, batch, keys, np.float32(2.5), settings))
     with np.load(tmp_path / "out.npz") as found:
@@ -73,7 +71,7 @@ def test_the_folder_says_what_it_is(served: Path, pipeline: Pipeline) -> None:
     signature = json.loads((served / "signature.json").read_text())
     assert signature["platforms"] == ["cpu", "cuda", "tpu"]
     assert signature["artefacts"] == {"2": "sampler-batch2.jaxexport"}
-    assert signature["sampling"]["solver"] == "dpmsolver++" and signature["guidance_scale"] == 2.0
+    assert signature["sampling"]["solver"] == "ddim" and signature["guidance_scale"] == 2.0
     artefact = served / signature["artefacts"]["2"]
     exported = jax.export.deserialize(bytearray(artefact.read_bytes()))
     assert exported.platforms == ("cpu", "cuda", "tpu")
