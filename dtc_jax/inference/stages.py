@@ -214,7 +214,7 @@ def advance(
         return state, None
 
     count = steps.timestep.shape[0]
-    size = _steps_at_once(bound, count, hint_bytes)
+    size = steps_at_once(bound, count, hint_bytes)
     chunks = jax.tree.map(lambda x: x.reshape(count // size, size), steps)
     return jax.lax.scan(chunk, state, chunks)[0]
 
@@ -227,7 +227,7 @@ def decode(
     return jnp.clip((model_of(settings).decode_latents(params, latents).astype(jnp.float32) + 1) / 2, 0, 1)
 
 
-def _steps_at_once(bound: Denoiser, count: int, hint_bytes: int) -> int:
+def steps_at_once(bound: Denoiser, count: int, hint_bytes: int) -> int:
     """The largest divisor of `count` steps whose modulations take no more than this, at least 1."""
     inputs = jax.eval_shape(bound.step_inputs, jax.ShapeDtypeStruct((1,), jnp.int32))
     each = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(inputs.modulations))
