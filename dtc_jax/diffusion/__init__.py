@@ -7,7 +7,15 @@ from dtc_jax.diffusion.ddim import DDIM
 from dtc_jax.diffusion.guidance import classifier_free_guidance, rescale_guidance
 from dtc_jax.diffusion.parameterization import PredictionType, predict_noise, predict_x0, training_target
 from dtc_jax.diffusion.randomness import per_sample_keys, per_sample_normal
-from dtc_jax.diffusion.sampler import DenoiseFunction, sample
+from dtc_jax.diffusion.sampler import (
+    DenoiseFunction,
+    SamplerState,
+    Steps,
+    initial_state,
+    sample,
+    sample_steps,
+    sampling_steps,
+)
 from dtc_jax.diffusion.schedule import (
     NoiseSchedule,
     ScheduleKind,
@@ -26,11 +34,14 @@ __all__ = [
     "DenoiseFunction",
     "NoiseSchedule",
     "PredictionType",
+    "SamplerState",
     "ScheduleKind",
     "Solver",
+    "Steps",
     "TimestepSpacing",
     "add_noise",
     "classifier_free_guidance",
+    "initial_state",
     "make_schedule",
     "per_sample_keys",
     "per_sample_normal",
@@ -39,7 +50,9 @@ __all__ = [
     "previous_timesteps",
     "rescale_guidance",
     "sample",
+    "sample_steps",
     "sample_timesteps",
+    "sampling_steps",
     "sampling_timesteps",
     "scaled_linear_schedule",
     "schedule_from_betas",
