@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, Key, PyTree, UInt32
 
-from dtc_jax.diffusion.guidance import classifier_free_guidance, rescale_guidance
+from dtc_jax.diffusion.guidance import classifier_free_guidance, guided_timesteps, rescale_guidance
 from dtc_jax.diffusion.parameterization import PredictionType, predict_noise, predict_x0
 from dtc_jax.diffusion.randomness import KeyLike, as_typed_key, per_sample_keys
 from dtc_jax.diffusion.schedule import NoiseSchedule, at_least_float32
 from dtc_jax.diffusion.solver import Solver
-from dtc_jax.diffusion.timesteps import TimestepSpacing, previous_timesteps, sampling_timesteps
+from dtc_jax.diffusion.timesteps import TimestepSpacing, previous_timesteps
 
 # (latents [b, ...] float32, timestep int32 scalar, this step's slice of step_inputs or None)
 #   -> (conditional model output, unconditional model output or None)
@@ -42,10 +42,14 @@ class SamplerState(NamedTuple):
 
 
 def sampling_steps(
-    schedule: NoiseSchedule, num_inference_steps: int, spacing: TimestepSpacing = "leading", steps_offset: int = 1
+    schedule: NoiseSchedule,
+    solver: Solver,
+    num_inference_steps: int,
+    spacing: TimestepSpacing = "leading",
+    steps_offset: int = 1,
 ) -> Steps:
-    """All steps of a run; arguments and errors are those of `sampling_timesteps`."""
-    timesteps = sampling_timesteps(schedule, num_inference_steps, spacing, steps_offset)
+    """All steps of a solver's run; the other arguments and errors are those of `sampling_timesteps`."""
+    timesteps = solver.timesteps(schedule, num_inference_steps, spacing, steps_offset)
     return Steps(
         jnp.arange(num_inference_steps, dtype=jnp.uint32),
         jnp.asarray(timesteps),
@@ -73,6 +77,8 @@ def sample(
     steps_offset: int = ...,
     guidance_scale: GuidanceScale = ...,
     guidance_rescale: GuidanceScale | None = ...,
+    guidance_interval: tuple[float, float] | None = ...,
+    conditional_fn: DenoiseFunction | None = ...,
     step_inputs: PyTree | None = ...,
     return_trajectory: Literal[False] = ...,
 ) -> Float[Array, "b *rest"]: ...
@@ -92,6 +98,8 @@ def sample(
     steps_offset: int = ...,
     guidance_scale: GuidanceScale = ...,
     guidance_rescale: GuidanceScale | None = ...,
+    guidance_interval: tuple[float, float] | None = ...,
+    conditional_fn: DenoiseFunction | None = ...,
     step_inputs: PyTree | None = ...,
     return_trajectory: Literal[True],
 ) -> tuple[Float[Array, "b *rest"], Float[Array, "steps b *rest"]]: ...
@@ -110,6 +118,8 @@ def sample(
     steps_offset: int = 1,
     guidance_scale: GuidanceScale = 1.0,
     guidance_rescale: GuidanceScale | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    conditional_fn: DenoiseFunction | None = None,
     step_inputs: PyTree | None = None,
     return_trajectory: bool = False,
 ) -> Float[Array, "b *rest"] | tuple[Float[Array, "b *rest"], Float[Array, "steps b *rest"]]:
@@ -129,11 +139,15 @@ def sample(
         key: for solvers that add noise. One key (that of sample i is then `fold_in(key, i)`), or one for each sample,
             which makes a sample independent of its place in the batch. Step n draws from `fold_in(sample's key, n)`.
         num_inference_steps: static.
-        spacing: see `sampling_timesteps`.
+        spacing: see `sampling_timesteps`; the solver says which timesteps exactly (`Solver.timesteps`).
         steps_offset: see `sampling_timesteps`.
         guidance_scale: see `classifier_free_guidance`; may be traced, so that another value compiles nothing anew.
         guidance_rescale: see `rescale_guidance`; None leaves it out.
-        step_inputs: pytree of arrays `[num_inference_steps, ...]` in the order of `sampling_timesteps`: what depends on
+        guidance_interval: noise levels that are guided, see `guided_timesteps`; elsewhere the conditional output is
+            taken as it is. None guides all.
+        conditional_fn: like denoise_fn, but without the unconditional output, and thus half the work: what is called
+            outside of the interval. None calls denoise_fn at every step.
+        step_inputs: pytree of arrays `[num_inference_steps, ...]` in the order of `solver.timesteps`: what depends on
             the time alone and was computed before the loop.
         return_trajectory: also return the latents after each step, `[num_inference_steps, b, ...]`.
 
@@ -142,7 +156,7 @@ def sample(
 
     Raises:
         ValueError: outputs of denoise_fn, `step_inputs` or per-sample keys whose shapes do not fit (while tracing), and
-            what `sampling_timesteps` raises.
+            what `solver.timesteps` raises.
     """
     for leaf in jax.tree.leaves(step_inputs):
         if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != num_inference_steps:
@@ -154,9 +168,11 @@ def sample(
         prediction_type,
         initial_state(solver, initial_latents),
         key,
-        sampling_steps(schedule, num_inference_steps, spacing, steps_offset),
+        sampling_steps(schedule, solver, num_inference_steps, spacing, steps_offset),
         guidance_scale=guidance_scale,
         guidance_rescale=guidance_rescale,
+        guidance_interval=guidance_interval,
+        conditional_fn=conditional_fn,
         step_inputs=step_inputs,
         return_trajectory=return_trajectory,
     )
@@ -174,6 +190,8 @@ def sample_steps(
     *,
     guidance_scale: GuidanceScale = 1.0,
     guidance_rescale: GuidanceScale | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    conditional_fn: DenoiseFunction | None = None,
     step_inputs: PyTree | None = None,
     return_trajectory: bool = False,
 ) -> tuple[SamplerState, Float[Array, "steps b *rest"] | None]:
@@ -189,6 +207,8 @@ def sample_steps(
         steps: a slice of `sampling_steps`; may be traced.
         guidance_scale: see `classifier_free_guidance`.
         guidance_rescale: see `rescale_guidance`.
+        guidance_interval: see `guided_timesteps`.
+        conditional_fn: what is called outside of the interval.
         step_inputs: arrays whose leading axis is that of `steps`.
         return_trajectory: also return the latents after each step.
 
@@ -197,11 +217,22 @@ def sample_steps(
     """
     sample_keys = _sample_keys(key, state.latents.shape[0])
 
+    def guided_output(latents: Array, timestep: Array, step_input: Any) -> Array:
+        conditional, unconditional = denoise_fn(latents, timestep, step_input)
+        return _guided(conditional, unconditional, guidance_scale, guidance_rescale)
+
+    def conditional_output(latents: Array, timestep: Array, step_input: Any) -> Array:
+        return at_least_float32((conditional_fn or denoise_fn)(latents, timestep, step_input)[0])
+
     def scan_step(state: SamplerState, inputs: tuple[Steps, Any]) -> tuple[SamplerState, Any]:
         (number, timestep, previous_timestep), step_input = inputs
         latents = state.latents
-        conditional, unconditional = denoise_fn(latents, timestep, step_input)
-        model_output = _guided(conditional, unconditional, guidance_scale, guidance_rescale)
+        if guidance_interval is None:
+            model_output = guided_output(latents, timestep, step_input)
+        else:
+            guided = guided_timesteps(schedule, timestep, guidance_interval)
+            # One of the two runs: outside of the interval there is no unconditional pass.
+            model_output = jax.lax.cond(guided, guided_output, conditional_output, latents, timestep, step_input)
         if model_output.shape != latents.shape:
             raise ValueError(f"denoise_fn returned shape {model_output.shape} for latents of shape {latents.shape}")
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(sample_keys, number)

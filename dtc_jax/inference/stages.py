@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, Key, Num, UInt8
 
-from dtc_jax.diffusion import DDIM, SamplerState, Steps, initial_state, per_sample_normal, sample_steps, sampling_steps
-from dtc_jax.inference.settings import SamplerSettings, schedule_of
+from dtc_jax.diffusion import SamplerState, Steps, initial_state, per_sample_normal, sample_steps, sampling_steps
+from dtc_jax.inference.settings import SamplerSettings, schedule_of, solver_of
 from dtc_jax.models.denoiser import Conditions, Denoiser, bind_conditions
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.models.inputs import latent_mask, masked_scene, normalize_batch
@@ -52,7 +52,11 @@ def model_of(settings: SamplerSettings) -> DiffuseToChoose:
 def steps_of(settings: SamplerSettings) -> Steps:
     """All steps of a run, from the noisiest on; `jax.tree.map(lambda x: x[a:b], ...)` takes some of them."""
     return sampling_steps(
-        schedule_of(settings.diffusion), settings.num_inference_steps, settings.timestep_spacing, settings.steps_offset
+        schedule_of(settings.diffusion),
+        solver_of(settings),
+        settings.num_inference_steps,
+        settings.timestep_spacing,
+        settings.steps_offset,
     )
 
 
@@ -168,7 +172,7 @@ def start(conditions: Conditions, keys: Key[Array, " images"], settings: Sampler
     """The state before the first step: noise, from each image's key alone."""
     noise_keys, _ = _split(keys)
     noise = per_sample_normal(noise_keys, conditions.masked_latents.shape[1:])
-    return initial_state(_solver(settings), noise)
+    return initial_state(solver_of(settings), noise)
 
 
 @partial(jax.jit, static_argnames=("settings", "hint_bytes"))
@@ -203,12 +207,15 @@ def advance(
         state, _ = sample_steps(
             bound,
             schedule_of(settings.diffusion),
-            _solver(settings),
+            solver_of(settings),
             settings.diffusion.prediction_type,
             state,
             solver_keys,
             steps,
             guidance_scale=guidance_scale,
+            guidance_rescale=settings.guidance_rescale or None,
+            guidance_interval=settings.guidance_interval if settings.guidance else None,
+            conditional_fn=bound.conditional,
             step_inputs=bound.step_inputs(steps.timestep),
         )
         return state, None
@@ -233,10 +240,6 @@ def steps_at_once(bound: Denoiser, count: int, hint_bytes: int) -> int:
     each = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(inputs.modulations))
     most = count if each == 0 else hint_bytes // each
     return next(size for size in range(min(most, count), 0, -1) if count % size == 0) if most > 0 else 1
-
-
-def _solver(settings: SamplerSettings) -> DDIM:
-    return DDIM(eta=settings.eta)
 
 
 def _split(keys: Key[Array, " images"]) -> tuple[Key[Array, " images"], Key[Array, " images"]]:

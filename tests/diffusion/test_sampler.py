@@ -228,6 +228,8 @@ def test_solvers_may_carry_what_they_saw():
     class Recorder:
         """Moves nothing, adds the x0 of the step before and counts."""
 
+        timesteps = staticmethod(sampling_timesteps)
+
         def init_carry(self, latents):
             return jnp.zeros((), jnp.int32), jnp.zeros_like(latents)
 

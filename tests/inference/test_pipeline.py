@@ -15,7 +15,7 @@ from dtc_jax.data.images import InputError
 from dtc_jax.diffusion import scaled_linear_schedule
 from dtc_jax.inference.generate import generate, generate_jit, generate_with_previews, image_keys
 from dtc_jax.inference.pipeline import Pipeline
-from dtc_jax.inference.settings import sampler_settings
+from dtc_jax.inference.settings import SamplingChoices, sampler_settings
 from dtc_jax.inference.stages import advance, encode_reference
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights import ModelFolderError, load_model_folder, save_model_folder
@@ -180,7 +180,9 @@ def test_bad_numbers(pipeline: Pipeline) -> None:
 def test_settings_follow_the_checkpoint(pipeline: Pipeline) -> None:
     settings = sampler_settings(pipeline.config)
     assert (settings.num_inference_steps, settings.guidance, settings.unconditional) == (2, True, "tokens")
-    changed = sampler_settings(pipeline.config, num_inference_steps=7, guidance_scale=1.0, unconditional="both")
+    changed = sampler_settings(
+        pipeline.config, SamplingChoices(num_inference_steps=7, guidance_scale=1.0, unconditional="both")
+    )
     assert (changed.num_inference_steps, changed.guidance, changed.unconditional) == (7, False, "both")
     assert hash(settings) != hash(changed)
 
