@@ -324,5 +324,7 @@ def _guided_sample(
         spacing=sampling.timestep_spacing,
         steps_offset=sampling.steps_offset,
         guidance_scale=_guidance_scale(config),
+        guidance_rescale=sampling.guidance_rescale or None,
+        guidance_interval=sampling.guidance_interval,
     )
     return jnp.clip((model.decode_latents(params, latents) + 1) / 2, 0, 1)
