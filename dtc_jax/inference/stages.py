@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int32, Key, Num, UInt8
 
 from dtc_jax.diffusion import SamplerState, Steps, initial_state, per_sample_normal, sample_steps, sampling_steps
 from dtc_jax.inference.settings import SamplerSettings, schedule_of, solver_of
-from dtc_jax.models.denoiser import Conditions, Denoiser, bind_conditions
+from dtc_jax.models.denoiser import Conditions, Denoiser, StepInput, bind_conditions
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.models.inputs import latent_mask, masked_scene, normalize_batch
 
@@ -154,6 +154,7 @@ def denoise(
     latents: Float[Array, "images h w c"],
     timestep: Num[Array, ""],
     settings: SamplerSettings,
+    modulations: list[tuple[Array, Array]] | None = None,
 ) -> tuple[Float[Array, "images h w c"], Float[Array, "images h w c"] | None]:
     """The networks' prediction at one timestep: the conditional one, and the unconditional one (None without guidance).
 
@@ -163,8 +164,13 @@ def denoise(
         latents: Noisy latents.
         timestep: In [0, T).
         settings: Static.
+        modulations: `hint_features` of one step, without its leading axis; None computes them here.
     """
-    return Denoiser(model_of(settings), params, conditions)(latents, timestep)
+    bound = Denoiser(model_of(settings), params, conditions)
+    if modulations is None:
+        return bound(latents, timestep)
+    temb = bound.model.embed_time(params, timestep[None])
+    return bound(latents, timestep, StepInput(temb, modulations))
 
 
 @partial(jax.jit, static_argnames="settings")

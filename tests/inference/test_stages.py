@@ -98,8 +98,7 @@ def plain(params: dict, inputs: dict[str, Any], images: int, time: str, guidance
     ("time", "guidance", "images", "steps_at_once"),
     [
         ("timestep", "tokens", 2, 2),
-        ("timestep", "both", 1, 4),
-        ("timestep", "none", 2, 1),
+        ("timestep", "both", 1, 1),
         ("fixed", "tokens", 1, 4),
     ],
 )
