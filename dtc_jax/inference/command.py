@@ -15,16 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 from tqdm import tqdm
 
 from dtc_jax.arguments import UsageError, parse_arguments
 from dtc_jax.config import ConfigError, ModelConfig
-from dtc_jax.data.images import InputError, check_output, read_profile, write_image
+from dtc_jax.data.images import InputError, check_output, write_image
 from dtc_jax.data.manifest import Case, read_manifest
+from dtc_jax.data.regions import Regions
 from dtc_jax.data.window import DEFAULT_CONTEXT
-from dtc_jax.inference.pipeline import Pipeline
-from dtc_jax.inference.prepare import Prepared, read_case
+from dtc_jax.inference.pipeline import Pipeline, check_feather
+from dtc_jax.inference.prepare import Prepared, PreparedPhoto, read_case
 from dtc_jax.inference.runtime import enable_compilation_cache
 from dtc_jax.inference.settings import CHECKPOINTS_OWN, SamplingChoices, resolve_sampling
 from dtc_jax.weights.model_folder import ModelFolderError
@@ -62,6 +64,11 @@ class SampleArguments:
     sampling: tyro.conf.OmitArgPrefixes[SamplingChoices] = CHECKPOINTS_OWN
     context: float = DEFAULT_CONTEXT
     """How much of the scene the model sees round the mask, as a share of the mask's larger side."""
+    regions: Regions = "each"
+    """What a mask of several parts means: the product in each of them, in the largest, or one over all together."""
+    feather: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: see below)")] = None
+    """Pixels along the mask's edge, inside it, in which the scene blends into the result; by default as many as one of
+    the model's pixels covers, and none where the result is not enlarged."""
     keep_backdrop: tyro.conf.FlagCreatePairsOff[bool] = False
     """Leave a reference's plain, light backdrop as it is; otherwise it is made white, which the model knows best."""
 
@@ -102,32 +109,40 @@ def run(arguments: SampleArguments) -> None:
     jobs = _jobs_of_manifest(arguments) if arguments.manifest else [_job_of_flags(arguments)]
     for job in jobs:
         for output in job.outputs:
-            check_output(output)
+            check_output(output, [job.case.scene, job.case.mask, job.case.reference])
+    check_feather(arguments.feather)
     # What can be wrong with the first case is said before the weights are read.
     config = checkpoint_config(arguments.checkpoint)
     resolve_sampling(config, arguments.sampling)
     first = _prepare(jobs[0], config.model, arguments)
     enable_compilation_cache()
     pipeline = Pipeline.load(arguments.checkpoint)
-    waiting: deque[tuple[Prepared, _Job, Path]] = deque()
+    waiting: deque[tuple[PreparedPhoto, Path]] = deque()
 
     def cases() -> Iterator[tuple[Prepared, int, int]]:
         for number, job in enumerate(jobs):
             case = first if number == 0 else _prepare(job, config.model, arguments)
             for index, output in enumerate(job.outputs):
-                waiting.append((case, job, output))
-                yield case, job.seed, index
+                waiting.append((case, output))
+                for region in case.regions:
+                    yield region, job.seed, index
 
     total = sum(len(job.outputs) for job in jobs)
     # disable=None: a bar on a terminal only.
     images = pipeline.generate(cases(), arguments.sampling)
-    images = tqdm(images, total=total, unit="image", disable=None if total > 1 else True)
-    for image in images:
-        case, job, output = waiting.popleft()
-        write_image(output, case.put_back(image), read_profile(job.case.scene))
+    results: list[np.ndarray] = []
+    with tqdm(total=total, unit="image", disable=None if total > 1 else True) as bar:
+        for image in images:
+            results.append(image)
+            case, output = waiting[0]
+            if len(results) == len(case.regions):
+                write_image(output, case.put_back(results, arguments.feather), case.photo.metadata)
+                waiting.popleft()
+                results = []
+                bar.update()
 
 
-def _prepare(job: _Job, model: ModelConfig, arguments: SampleArguments) -> Prepared:
+def _prepare(job: _Job, model: ModelConfig, arguments: SampleArguments) -> PreparedPhoto:
     case = job.case
     try:
         return read_case(
@@ -138,6 +153,7 @@ def _prepare(job: _Job, model: ModelConfig, arguments: SampleArguments) -> Prepa
             box=case.box,
             context=arguments.context,
             keep_backdrop=arguments.keep_backdrop,
+            regions=arguments.regions,
         )
     except InputError as error:
         raise InputError(f"{case.where}: {error}" if case.where else str(error)) from None
