@@ -174,7 +174,7 @@ def test_rescaling_takes_part_when_asked():
 
 @pytest.mark.parametrize("with_conditional_fn", [False, True])
 def test_limited_and_rescaled_guidance_is_the_loop(with_conditional_fn):
-    interval, guidance_scale, guidance_rescale = (0.4, 6.0), 3.0, 0.7
+    interval, guidance_scale, guidance_rescale = (0.6, 4.0), 3.0, 0.7
     solver = DPMSolverMultistep()
 
     def denoise(latents, timestep, step_input):
