@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from dtc_jax.diffusion import DDIM, DPMSolverMultistep, scaled_linear_schedule
 from dtc_jax.inference.generate import generate, generate_jit, generate_with_previews, image_keys
 from dtc_jax.inference.pipeline import Pipeline
 from dtc_jax.inference.settings import SamplingChoices, resolve_sampling, sampler_settings
-from dtc_jax.inference.stages import advance, encode_reference
+from dtc_jax.inference.stages import advance, encode_reference, steps_of
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights import ModelFolderError, load_model_folder, save_model_folder
 
@@ -204,23 +205,22 @@ def test_choices_replace_the_checkpoints_sampling(pipeline: Pipeline) -> None:
 
 
 def test_the_sampler_is_given_every_choice(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {}
+    seen: dict[str, Any] = {}
 
-    def record(denoise, schedule, solver, prediction_type, latents, keys, **options):  # type: ignore[no-untyped-def]
+    def record(denoise, schedule, solver, prediction_type, state, keys, steps, **options):  # type: ignore[no-untyped-def]
         seen.update(options, solver=solver)
-        step = latents, jnp.int32(1), None
-        seen["unconditional"] = [
-            None if function is None else function(*step)[1] is not None
-            for function in (denoise, options["conditional_fn"])
-        ]
-        return latents
+        step = state.latents, jnp.int32(1), None
+        seen["unconditional"] = [function(*step)[1] is not None for function in (denoise, options["conditional_fn"])]
+        return state, None
 
-    monkeypatch.setattr("dtc_jax.inference.generate.sample", record)
+    monkeypatch.setattr("dtc_jax.inference.stages.sample_steps", record)
+    # Beneath `jax.jit`, which would remember what it traced before.
+    monkeypatch.setattr("dtc_jax.inference.stages.advance", advance.__wrapped__)
     chosen = {"guidance_rescale": 0.7, "guidance_interval": (0.3, 5.0), "timestep_spacing": "trailing"}
     for choices, expected in [
         (SamplingChoices(solver="dpmsolver++", **chosen), [True, False]),
-        (SamplingChoices(guidance_scale=1.0, guidance_interval=(0.3, 5.0)), [False, None]),
-        (SamplingChoices(), [True, None]),
+        (SamplingChoices(guidance_scale=1.0, guidance_interval=(0.3, 5.0)), [False, False]),
+        (SamplingChoices(), [True, False]),
     ]:
         settings = sampler_settings(pipeline.config, choices)
         arguments = pipeline.params, _batch(pipeline, 0), image_keys(0, 1), 2.0
@@ -229,9 +229,10 @@ def test_the_sampler_is_given_every_choice(pipeline: Pipeline, monkeypatch: pyte
         if choices.solver:
             assert seen["solver"] == DPMSolverMultistep()
             assert (seen["guidance_rescale"], seen["guidance_interval"]) == (0.7, (0.3, 5.0))
-            assert seen["spacing"] == "trailing"
+            assert steps_of(settings).timestep.tolist() == [999, 499]
         else:
             assert (seen["solver"], seen["guidance_interval"]) == (DDIM(), None)
+            assert steps_of(settings).timestep.tolist() == [501, 1]
 
 
 def test_settings_follow_the_checkpoint(pipeline: Pipeline) -> None:
