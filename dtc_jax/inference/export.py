@@ -111,10 +111,8 @@ def served_sampler(settings: SamplerSettings) -> Sampler:
 def batch_shapes(model: ModelConfig, batch_size: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the uint8 arrays of a batch."""
     size, reference = model.image_size, model.reference_encoder.image_size
-    channels = {"scene": 3, "mask": 1, "hint": 3}
-    return {name: (batch_size, size, size, count) for name, count in channels.items()} | {
-        "reference": (batch_size, reference, reference, 3)
-    }
+    sides = {"scene": (size, 3), "mask": (size, 1), "hint": (size, 3), "reference": (reference, 3)}
+    return {name: (batch_size, side, side, channels) for name, (side, channels) in sides.items()}
 
 
 def export_sampler(
