@@ -14,8 +14,8 @@ from dtc_jax.app.events import Server
 from dtc_jax.app.examples import EXAMPLES, PRODUCTS, ROOMS, Example, product_path, read_room, room_path
 from dtc_jax.app.guard import GuardedBlocks, bound_editor, shown, shown_steps
 from dtc_jax.app.history import Session
-from dtc_jax.app.region import REGION_KINDS, painted_layer
-from dtc_jax.app.style import EMPTY_RESULT, HEADER, PAINT, PAINT_RGBA
+from dtc_jax.app.region import MASK_IMAGE, REGION_KINDS
+from dtc_jax.app.style import EMPTY_RESULT, HEADER, PAINT, READY
 
 TITLE = "Diffuse to Choose"
 SESSION_SECONDS = 3600
@@ -43,11 +43,12 @@ def _page(server: Server) -> None:
     sampling = server.pipeline.config.sampling
     limits = server.limits
     gr.HTML(HEADER)
+    examples = _examples()
     with gr.Row(equal_height=False, elem_id="columns"):
         with gr.Column(scale=6, min_width=320):
             gr.Markdown("### 1 · Scene: paint over the place where the product goes")
             editor = gr.ImageEditor(
-                value=_painted(EXAMPLES[0]),
+                value=_editor_value(read_room(EXAMPLES[0].room)),
                 type="numpy",
                 image_mode="RGBA",
                 format="png",
@@ -58,12 +59,12 @@ def _page(server: Server) -> None:
                 eraser=gr.Eraser(default_size=16),
                 buttons=["fullscreen"],
                 show_label=False,
-                height=470,
+                height=420,
                 elem_id="scene",
                 placeholder="Drop a photo of the scene here, or click to choose one",
             )
             bound_editor(editor, limits)
-            region_kind = gr.Radio(REGION_KINDS, value=REGION_KINDS[0], label="What to fill", elem_id="region")
+            region_kind = gr.Radio(REGION_KINDS, value=MASK_IMAGE, label="What to fill", elem_id="region")
             box = gr.Textbox(
                 label="Box in the scene's pixels: left, top, right, bottom",
                 placeholder="40, 60, 200, 240",
@@ -72,13 +73,13 @@ def _page(server: Server) -> None:
                 elem_id="box",
             )
             mask = gr.Image(
+                value=_mask_image(EXAMPLES[0]),
                 label="Mask of the scene's size, white where the product goes",
                 type="filepath",
                 image_mode=None,
                 sources=["upload", "clipboard"],
                 buttons=[],
-                height=180,
-                visible=False,
+                height=150,
                 elem_id="mask",
             )
         with gr.Column(scale=4, min_width=320):
@@ -119,15 +120,16 @@ def _page(server: Server) -> None:
                 with gr.Row():
                     random_seed = gr.Checkbox(True, label="New seed each time", min_width=120)
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120, elem_id="seed")
-            gr.Markdown("### 3 · Result")
-            status = gr.HTML(EMPTY_RESULT, elem_id="status")
+    gr.Markdown("### 3 · Result", elem_id="result")
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=6, min_width=320):
             preview = gr.Image(
                 format="jpeg",
                 show_label=False,
                 interactive=False,
                 visible=False,
                 buttons=[],
-                height=330,
+                height=400,
                 elem_id="preview",
             )
             compare = gr.ImageSlider(
@@ -136,26 +138,32 @@ def _page(server: Server) -> None:
                 interactive=False,
                 visible=False,
                 buttons=["fullscreen"],
-                height=330,
+                height=400,
+                slider_position=25,
                 elem_id="compare",
             )
+            waiting = gr.HTML(EMPTY_RESULT, elem_id="waiting")
+        with gr.Column(scale=4, min_width=320):
+            status = gr.HTML(READY, elem_id="status")
             gallery = gr.Gallery(
                 format="png",
-                label="Results: click to compare, full size to download",
+                label="Results: click one to compare",
                 columns=4,
-                height="auto",
+                height=130,
+                object_fit="contain",
                 visible=False,
                 allow_preview=False,
                 interactive=False,
                 buttons=["download_all"],
+                fit_columns=False,
                 elem_id="gallery",
             )
             with gr.Row():
                 use = gr.Button("Use result as scene", interactive=False, elem_id="use", min_width=150)
                 undo = gr.Button("Undo", interactive=False, elem_id="undo", min_width=90)
-    examples, rooms, products = _example_choices()
+    rooms, products = _parts()
 
-    outputs = [session, status, preview, compare, gallery, use, seed]
+    outputs = [session, status, waiting, preview, compare, gallery, use, seed]
 
     @shown_steps
     def on_place(*inputs: Any) -> Iterator[list[Any]]:
@@ -163,7 +171,8 @@ def _page(server: Server) -> None:
             yield _show_view(view, inputs[-1])
 
     placing = place.click(
-        on_place,
+        # Gradio streams from generator functions alone, which one that a decorator has wrapped (on_place) may not be.
+        lambda *inputs: (yield from on_place(*inputs)),
         [
             session,
             editor,
@@ -182,12 +191,13 @@ def _page(server: Server) -> None:
         concurrency_limit=1,
         show_progress="minimal",
         show_progress_on=[status],
+        scroll_to_output=False,
         **_PRIVATE,
     )
     stop.click(
-        lambda: [_status("Stopped.", None), gr.update(visible=False)],
+        lambda: [_status("Stopped.", None), gr.update(visible=True), gr.update(visible=False)],
         None,
-        [status, preview],
+        [status, waiting, preview],
         cancels=[placing],
         queue=False,
         show_progress="hidden",
@@ -199,7 +209,7 @@ def _page(server: Server) -> None:
         return [new, gr.update(value=events.before_and_after(new))]
 
     gallery.select(on_select, [session], [session, compare], show_progress="hidden", **_PRIVATE)
-    changed_scene = [session, editor, status, preview, compare, gallery, use, undo]
+    changed_scene = [session, editor, region_kind, status, waiting, preview, compare, gallery, use, undo]
     use.click(
         lambda current: _show_scene(shown(history.use_result)(current, limits), "The result is the scene now."),
         [session],
@@ -215,7 +225,7 @@ def _page(server: Server) -> None:
         **_PRIVATE,
     )
     region_kind.change(
-        lambda kind: [gr.update(visible=kind == "Box in pixels"), gr.update(visible=kind == "Mask image")],
+        lambda kind: [gr.update(visible=kind == "Box in pixels"), gr.update(visible=kind == MASK_IMAGE)],
         [region_kind],
         [box, mask],
         queue=False,
@@ -223,16 +233,16 @@ def _page(server: Server) -> None:
         **_PRIVATE,
     )
     examples.click(
-        lambda index: [_painted(EXAMPLES[index]), str(product_path(EXAMPLES[index].product)), REGION_KINDS[0]],
+        lambda index: _show_example(EXAMPLES[index]),
         [examples],
-        [editor, reference, region_kind],
+        [editor, reference, region_kind, mask],
         show_progress="hidden",
         **_PRIVATE,
     )
     rooms.click(
-        lambda index: _editor_value(read_room(list(ROOMS)[index])),
+        lambda index: [_editor_value(read_room(list(ROOMS)[index])), REGION_KINDS[0]],
         [rooms],
-        [editor],
+        [editor, region_kind],
         show_progress="hidden",
         **_PRIVATE,
     )
@@ -245,38 +255,41 @@ def _page(server: Server) -> None:
     )
 
 
-def _example_choices() -> tuple[gr.Dataset, gr.Dataset, gr.Dataset]:
-    gr.Markdown("### Examples: click one, then *Place the product*")
+def _picture() -> gr.Image:
+    return gr.Image(visible=False, type="filepath")
 
-    def picture() -> gr.Image:
-        return gr.Image(visible=False, type="filepath")
 
+def _examples() -> gr.Dataset:
+    return gr.Dataset(
+        components=[_picture(), _picture()],
+        headers=["Room", "Product"],
+        samples=[[str(room_path(example.room)), str(product_path(example.product))] for example in EXAMPLES],
+        type="index",
+        label="Try one of these: a room, a product and a mask",
+        elem_id="examples",
+    )
+
+
+def _parts() -> tuple[gr.Dataset, gr.Dataset]:
+    gr.Markdown("### More to combine")
     with gr.Row():
-        with gr.Column(scale=3, min_width=300):
-            examples = gr.Dataset(
-                components=[picture(), picture()],
-                headers=["Room", "Product"],
-                samples=[[str(room_path(e.room)), str(product_path(e.product))] for e in EXAMPLES],
-                type="index",
-                label="Ready to go: room, painted place and product",
-                elem_id="examples",
-            )
-        with gr.Column(scale=4, min_width=300):
+        with gr.Column(min_width=300):
             rooms = gr.Dataset(
-                components=[picture()],
+                components=[_picture()],
                 samples=[[str(room_path(name))] for name in ROOMS],
                 type="index",
                 label="Empty rooms",
                 elem_id="rooms",
             )
+        with gr.Column(min_width=300):
             products = gr.Dataset(
-                components=[picture()],
+                components=[_picture()],
                 samples=[[str(product_path(name))] for name in PRODUCTS],
                 type="index",
                 label="Products",
                 elem_id="products",
             )
-    return examples, rooms, products
+    return rooms, products
 
 
 def _endpoint(server: Server) -> None:
@@ -333,6 +346,7 @@ def _show_view(view: events.View, old_seed: Any) -> list[Any]:
         return [
             session,
             _status(f"{progress.text.capitalize()} …", progress.fraction),
+            gr.update(visible=image is None),
             gr.update(value=image, visible=image is not None),
             gr.update(visible=False),
             gr.update(visible=False),
@@ -342,6 +356,7 @@ def _show_view(view: events.View, old_seed: Any) -> list[Any]:
     return [
         session,
         _status(f"Done, with seed {view.seed}. Drag the line to compare before and after.", None),
+        gr.update(visible=False),
         gr.update(visible=False),
         gr.update(value=events.before_and_after(session), visible=True),
         gr.update(value=list(session.results), visible=True),
@@ -357,7 +372,9 @@ def _show_scene(session: Session, text: str) -> list[Any]:
     return [
         session,
         _editor_value(session.scene),
+        REGION_KINDS[0],
         _status(f"{text} Paint the next place and choose the next product.", None),
+        gr.update(visible=True),
         gr.update(visible=False),
         gr.update(visible=False, value=None),
         gr.update(visible=False, value=None),
@@ -371,10 +388,16 @@ def _status(text: str, fraction: float | None) -> str:
     return f"<div class='status'>{html.escape(text)}{bar}</div>"
 
 
-def _painted(example: Example) -> Any:
-    return _editor_value(read_room(example.room), painted_layer(example.mask(), PAINT_RGBA))
+def _show_example(example: Example) -> list[Any]:
+    """Values of scene, product, kind of region and mask. Editors do not show layers that they did not paint."""
+    scene = _editor_value(read_room(example.room))
+    return [scene, str(product_path(example.product)), MASK_IMAGE, _mask_image(example)]
 
 
-def _editor_value(scene: np.ndarray, layer: np.ndarray | None = None) -> Any:
-    """What an image editor shows: the scene, and the paint over it."""
-    return {"background": scene, "layers": [] if layer is None else [layer], "composite": None}
+def _mask_image(example: Example) -> np.ndarray:
+    return example.mask() * np.uint8(255)
+
+
+def _editor_value(scene: np.ndarray) -> Any:
+    """What an image editor shows of a scene without paint."""
+    return {"background": scene, "layers": [], "composite": None}

@@ -43,7 +43,7 @@ class Limits:
         for field in fields(self):
             value = getattr(self, field.name)
             if not (math.isfinite(value) and value >= 1):
-                raise ValueError(f"{field.name} must be at least 1, not {value}")
+                raise InputError(f"{field.name} must be at least 1, not {value}")
 
 
 def open_upload(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gradio as gr
 
-PAINT_RGBA = (230, 0, 126, 150)
 PAINT = ("rgb(230, 0, 126)", 0.6)
 """The brush's colour and opacity."""
 
@@ -16,7 +15,8 @@ HEADER = """
 </div>
 """
 
-EMPTY_RESULT = "<div class='status'>The result appears here. An example is ready: press <b>Place the product</b>.</div>"
+EMPTY_RESULT = "<div class='waiting'>The result appears here, beside the scene as it was.</div>"
+READY = "<div class='status'>An example is ready: press <b>Place the product</b>.</div>"
 
 CSS = """
 .gradio-container {max-width: 1180px !important; margin: 0 auto !important; padding: 12px !important}
@@ -25,6 +25,14 @@ CSS = """
 .status {padding: 2px 0; line-height: 1.5; min-height: 2.2em}
 .status progress {width: 100%; height: 8px; display: block; margin-top: 6px; accent-color: #db2777}
 h3 {margin-top: 0 !important; font-size: 1.05rem !important}
+.waiting {border: 1px dashed var(--border-color-primary); border-radius: 8px; padding: 48px 16px; text-align: center;
+  opacity: .75}
+@media (max-width: 640px) {#scene {height: 330px !important}}
+#examples thead {display: none}
+#examples tbody {display: flex; flex-wrap: wrap; gap: 8px}
+#examples tr {display: flex; border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 4px}
+#examples td {padding: 2px}
+#examples .table-wrap {border: 0}
 #examples img, #rooms img, #products img {height: 64px; width: auto; max-width: 96px; object-fit: contain}
 footer {opacity: .7}
 @media (max-width: 640px) {
