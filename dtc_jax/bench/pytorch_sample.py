@@ -25,17 +25,21 @@ from torch import nn
 from dtc_jax.bench.jax_sample import initial_noise
 from dtc_jax.bench.pytorch_train import DTYPES, IMAGENET_MEAN, IMAGENET_STD, build, scheduler
 from dtc_jax.bench.sampling_inputs import forget_peak_memory, made_up_cases, made_up_params, peak_memory
-from dtc_jax.config import ExperimentConfig, config_from_json
+from dtc_jax.config import ExperimentConfig, ModelConfig, config_from_json
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
+from dtc_jax.weights.dinov2 import at_image_size
 from dtc_jax.weights.export_pytorch.networks import ExportedNetwork, exported_networks
 from dtc_jax.weights.export_pytorch.template.dtc_sampler import DDIMSteps, Modulations, modulated
 from dtc_jax.weights.mapping import export_tensors
 from dtc_jax.weights.model_folder import flatten_params
 
 
-def load_network(network: ExportedNetwork, params: dict[str, Any], dtype: torch.dtype) -> nn.Module:
-    """A network with these parameters; every tensor must be there."""
-    exported = export_tensors(network.layout, flatten_params(params))
+def load_network(network: ExportedNetwork, config: ModelConfig, dtype: torch.dtype) -> nn.Module:
+    """A network with made-up parameters; every tensor must be there."""
+    params = flatten_params(made_up_params(DiffuseToChoose(config).shapes()[network.network], network.network))
+    if network.network == "reference_encoder":
+        params, _ = at_image_size(params, config.reference_encoder)
+    exported = export_tensors(network.layout, params)
     state = {tensor.name: torch.from_numpy(np.array(tensor.read())).to(dtype) for tensor in exported}
     if network.library == "transformers":  # whose modules have other names inside than in files
         with tempfile.TemporaryDirectory(prefix="dtc-bench-") as folder:
@@ -61,10 +65,8 @@ class Sampler:
 
     def __init__(self, config: ExperimentConfig, device: torch.device, dtype: torch.dtype, compiled: bool) -> None:
         self.config, self.device, self.dtype = config, device, dtype
-        shapes = DiffuseToChoose(config.model).shapes()
         self.networks = {
-            net.network: load_network(net, made_up_params(shapes[net.network], net.network), dtype).to(device)
-            for net in exported_networks(config.model)
+            net.network: load_network(net, config.model, dtype).to(device) for net in exported_networks(config.model)
         }
         if device.type == "cuda":
             self.networks = {name: net.to(memory_format=torch.channels_last) for name, net in self.networks.items()}
