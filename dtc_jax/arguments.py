@@ -46,7 +46,9 @@ def _one_line(box: str) -> str:
     rule = next((index for index, line in enumerate(lines) if line.startswith("──")), len(lines))
     # Of an optional number tyro tells why it is not None, too: the flag and the value are enough.
     message = re.sub(
-        r"no type matching \{None\}\|(\w+) could .* from \['(.*?)'\]\..*", r"\2 is not \1", " ".join(lines[:rule])
+        r"no type matching \{None\}\|\{?([\w ]+)\}? could .* from \[(.*?)\]\..*",
+        lambda found: f"{found[2].replace(chr(39), '').replace(',', '')} is not {found[1]}",
+        " ".join(lines[:rule]),
     )
     suggestions = [line.split()[0] for line in lines[rule:] if line.startswith("--")]
     if suggestions and "Unrecognized" in message:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -96,8 +97,14 @@ class SamplingConfig:
     """Solver steps."""
     guidance_scale: float = 5.0
     """Classifier-free guidance; 1 turns it off."""
+    guidance_rescale: float = 0.0
+    """Share of the conditional prediction's standard deviation that guidance gives back; 0 turns it off."""
+    guidance_interval: tuple[float, float] | None = None
+    """Noise levels low < sigma <= high that are guided, sigma = sqrt((1 - abar) / abar); None guides all."""
     unconditional: Literal["tokens", "both"] = "tokens"
     """What the unconditional branch lacks: the reference's tokens, or tokens and hint."""
+    solver: Literal["ddim", "dpmsolver++"] = "ddim"
+    """Solver: DDIM, or DPM-Solver++ of second order (multistep, midpoint)."""
     eta: float = 0.0
     """Noise of DDIM: 0 deterministic, 1 ancestral."""
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
@@ -108,7 +115,14 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         steps = self.num_inference_steps
         require(steps >= 1, f"sampling.num_inference_steps = {steps} must be at least 1")
-        require(self.guidance_scale >= 0, f"sampling.guidance_scale = {self.guidance_scale} must not be negative")
+        scale, rescale, eta = self.guidance_scale, self.guidance_rescale, self.eta
+        require(0 <= scale < math.inf, f"sampling.guidance_scale = {scale} must be a number of at least 0")
+        require(0 <= rescale <= 1, f"sampling.guidance_rescale = {rescale} must be from 0 to 1")
+        if self.guidance_interval is not None:
+            low, high = self.guidance_interval
+            require(0 <= low < high, f"sampling.guidance_interval = {low} {high} needs 0 <= low < high")
+        require(0 <= eta <= 1, f"sampling.eta = {eta} must be from 0 to 1")
+        require(eta == 0 or self.solver == "ddim", f"sampling.eta = {eta}: only the solver ddim adds noise")
 
 
 @dataclass(frozen=True, kw_only=True)

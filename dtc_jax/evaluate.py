@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -27,9 +27,9 @@ from dtc_jax.evaluation.generators import describe_settings, pipeline_generator
 from dtc_jax.evaluation.report import check_json_output, markdown_table, write_json
 from dtc_jax.inference.pipeline import Pipeline
 from dtc_jax.inference.runtime import enable_compilation_cache
+from dtc_jax.inference.settings import CHECKPOINTS_OWN, SamplingChoices
 from dtc_jax.weights.model_folder import ModelFolderError
 
-_FROM_CHECKPOINT = "(default: the checkpoint's)"
 _RESERVED_ROWS = ("model", *BASELINES)
 
 
@@ -49,15 +49,7 @@ class EvaluateArguments:
     """PNG to write: a contact sheet of the first cases."""
     sheet_rows: int = 16
     """Rows of the contact sheet."""
-    guidance_scale: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint=_FROM_CHECKPOINT)] = None
-    """How much the reference counts; 1 turns guidance off."""
-    num_inference_steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=_FROM_CHECKPOINT)] = None
-    """Solver steps."""
-    unconditional: Annotated[
-        Literal["tokens", "both"] | None,
-        tyro.conf.arg(metavar="{tokens,both}", help_behavior_hint=_FROM_CHECKPOINT),
-    ] = None
-    """What guidance compares with: without the reference's tokens, or without tokens and hint."""
+    sampling: tyro.conf.OmitArgPrefixes[SamplingChoices] = CHECKPOINTS_OWN
     batch_size: int = 32
     """Cases at a time; the figures do not depend on it."""
     seed: int = 0
@@ -98,14 +90,9 @@ def run(arguments: EvaluateArguments) -> dict[str, Any]:
     for name, other in others.items():
         if _sizes(other.config) != sizes:
             raise UsageError(f"--compare {name}: its image and reference sizes are {_sizes(other.config)}, not {sizes}")
-    choices: dict[str, Any] = {
-        "num_inference_steps": arguments.num_inference_steps,
-        "guidance_scale": arguments.guidance_scale,
-        "unconditional": arguments.unconditional,
-    }
     settings = {
         "checkpoint": str(arguments.checkpoint) if arguments.checkpoint else "the shipped model",
-        **describe_settings(pipeline, **choices),
+        **describe_settings(pipeline, arguments.sampling),
         "batch_size": arguments.batch_size,
     }
     rows: list[list[np.ndarray]] = []
@@ -117,13 +104,13 @@ def run(arguments: EvaluateArguments) -> dict[str, Any]:
             rows.append([scene, cases.mask[i] * np.uint8(255), cases.reference[i], *shown, cases.truth[i]])
 
     report = evaluate_fidelity(
-        pipeline_generator(pipeline, **choices),
+        pipeline_generator(pipeline, arguments.sampling),
         num_products=arguments.num_products,
         image_size=sizes[0],
         reference_size=sizes[1],
         batch_size=min(arguments.batch_size, arguments.num_products),
         seed=arguments.seed,
-        others={name: pipeline_generator(other, **choices) for name, other in others.items()},
+        others={name: pipeline_generator(other, arguments.sampling) for name, other in others.items()},
         settings=settings,
         on_batch=keep_rows if arguments.sheet else None,
     )

@@ -4,7 +4,8 @@ Nothing here knows of networks, files, devices or training.
 """
 
 from dtc_jax.diffusion.ddim import DDIM
-from dtc_jax.diffusion.guidance import classifier_free_guidance, rescale_guidance
+from dtc_jax.diffusion.dpm_solver import DPMSolverMultistep
+from dtc_jax.diffusion.guidance import classifier_free_guidance, guided_timesteps, rescale_guidance
 from dtc_jax.diffusion.parameterization import PredictionType, predict_noise, predict_x0, training_target
 from dtc_jax.diffusion.randomness import per_sample_keys, per_sample_normal
 from dtc_jax.diffusion.sampler import DenoiseFunction, sample
@@ -19,19 +20,24 @@ from dtc_jax.diffusion.schedule import (
     snr,
 )
 from dtc_jax.diffusion.solver import Solver
+from dtc_jax.diffusion.solvers import SolverName, make_solver
 from dtc_jax.diffusion.timesteps import TimestepSpacing, previous_timesteps, sample_timesteps, sampling_timesteps
 
 __all__ = [
     "DDIM",
+    "DPMSolverMultistep",
     "DenoiseFunction",
     "NoiseSchedule",
     "PredictionType",
     "ScheduleKind",
     "Solver",
+    "SolverName",
     "TimestepSpacing",
     "add_noise",
     "classifier_free_guidance",
+    "guided_timesteps",
     "make_schedule",
+    "make_solver",
     "per_sample_keys",
     "per_sample_normal",
     "predict_noise",

@@ -3,10 +3,12 @@
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, Key
+import numpy as np
+from jaxtyping import Array, Float, Int32, Integer, Key
 
 from dtc_jax.diffusion.randomness import per_sample_normal
 from dtc_jax.diffusion.schedule import NoiseSchedule
+from dtc_jax.diffusion.timesteps import TimestepSpacing, sampling_timesteps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,12 @@ class DDIM:
             raise ValueError(f"eta must lie in [0, 1], not {self.eta}")
         if self.clip_sample and self.clip_range <= 0.0:
             raise ValueError(f"clip_range must be positive, not {self.clip_range}")
+
+    def timesteps(
+        self, schedule: NoiseSchedule, num_inference_steps: int, spacing: TimestepSpacing, steps_offset: int
+    ) -> Int32[np.ndarray, " num_inference_steps"]:
+        """Those of `sampling_timesteps`."""
+        return sampling_timesteps(schedule, num_inference_steps, spacing, steps_offset)
 
     def init_carry(self, latents: Float[Array, "b *rest"]) -> tuple[()]:
         """Nothing: a step depends on the step's own prediction alone."""

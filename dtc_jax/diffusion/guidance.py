@@ -1,9 +1,9 @@
 """Combining a conditional and an unconditional prediction."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Integer
 
-from dtc_jax.diffusion.schedule import at_least_float32, expand_per_sample
+from dtc_jax.diffusion.schedule import NoiseSchedule, at_least_float32, expand_per_sample
 
 
 def classifier_free_guidance(
@@ -49,3 +49,23 @@ def rescale_guidance(
     weight = expand_per_sample(jnp.asarray(guidance_rescale, dtype=guided.dtype), guided.ndim)
     ratio = jnp.std(conditional, axis=axes, keepdims=True) / jnp.std(guided, axis=axes, keepdims=True)
     return guided * (weight * ratio + (1.0 - weight))
+
+
+def guided_timesteps(
+    schedule: NoiseSchedule, timesteps: Integer[Array, "..."], guidance_interval: tuple[float, float]
+) -> Bool[Array, "..."]:
+    """Which timesteps have a noise level inside the interval that guidance is limited to.
+
+    Kynkaanniemi et al. 2024 (arXiv:2404.07724, section 3): guidance hurts at high noise, where it narrows what is
+    drawn, and does little at low noise; there the scale is 1. Their noise level is that of a process that adds noise
+    to unscaled data, which for ours is sigma = sqrt((1 - abar) / abar); guided is low < sigma <= high. Stable
+    Diffusion's schedule runs from 0.03 to 14.6.
+
+    Args:
+        schedule: the noise schedule.
+        timesteps: in [0, T).
+        guidance_interval: low and high.
+    """
+    low, high = guidance_interval
+    sigma = jnp.sqrt(jnp.asarray(schedule.one_minus_alphas_cumprod) / jnp.asarray(schedule.alphas_cumprod))[timesteps]
+    return (low < sigma) & (sigma <= high)

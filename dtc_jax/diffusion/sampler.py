@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from dtc_jax.diffusion.guidance import classifier_free_guidance, rescale_guidance
+from dtc_jax.diffusion.guidance import classifier_free_guidance, guided_timesteps, rescale_guidance
 from dtc_jax.diffusion.parameterization import PredictionType, predict_noise, predict_x0
 from dtc_jax.diffusion.randomness import KeyLike, as_typed_key, per_sample_keys
 from dtc_jax.diffusion.schedule import NoiseSchedule, at_least_float32
 from dtc_jax.diffusion.solver import Solver
-from dtc_jax.diffusion.timesteps import TimestepSpacing, previous_timesteps, sampling_timesteps
+from dtc_jax.diffusion.timesteps import TimestepSpacing, previous_timesteps
 
 # (latents [b, ...] float32, timestep int32 scalar, this step's slice of step_inputs or None)
 #   -> (conditional model output, unconditional model output or None)
@@ -34,6 +34,8 @@ def sample(
     steps_offset: int = ...,
     guidance_scale: GuidanceScale = ...,
     guidance_rescale: GuidanceScale | None = ...,
+    guidance_interval: tuple[float, float] | None = ...,
+    conditional_fn: DenoiseFunction | None = ...,
     step_inputs: PyTree | None = ...,
     return_trajectory: Literal[False] = ...,
 ) -> Float[Array, "b *rest"]: ...
@@ -53,6 +55,8 @@ def sample(
     steps_offset: int = ...,
     guidance_scale: GuidanceScale = ...,
     guidance_rescale: GuidanceScale | None = ...,
+    guidance_interval: tuple[float, float] | None = ...,
+    conditional_fn: DenoiseFunction | None = ...,
     step_inputs: PyTree | None = ...,
     return_trajectory: Literal[True],
 ) -> tuple[Float[Array, "b *rest"], Float[Array, "steps b *rest"]]: ...
@@ -71,6 +75,8 @@ def sample(
     steps_offset: int = 1,
     guidance_scale: GuidanceScale = 1.0,
     guidance_rescale: GuidanceScale | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    conditional_fn: DenoiseFunction | None = None,
     step_inputs: PyTree | None = None,
     return_trajectory: bool = False,
 ) -> Float[Array, "b *rest"] | tuple[Float[Array, "b *rest"], Float[Array, "steps b *rest"]]:
@@ -90,11 +96,15 @@ def sample(
         key: for solvers that add noise. One key (that of sample i is then `fold_in(key, i)`), or one for each sample,
             which makes a sample independent of its place in the batch. Step n draws from `fold_in(sample's key, n)`.
         num_inference_steps: static.
-        spacing: see `sampling_timesteps`.
+        spacing: see `sampling_timesteps`; the solver says which timesteps exactly (`Solver.timesteps`).
         steps_offset: see `sampling_timesteps`.
         guidance_scale: see `classifier_free_guidance`; may be traced, so that another value compiles nothing anew.
         guidance_rescale: see `rescale_guidance`; None leaves it out.
-        step_inputs: pytree of arrays `[num_inference_steps, ...]` in the order of `sampling_timesteps`: what depends on
+        guidance_interval: noise levels that are guided, see `guided_timesteps`; elsewhere the conditional output is
+            taken as it is. None guides all.
+        conditional_fn: like denoise_fn, but without the unconditional output, and thus half the work: what is called
+            outside of the interval. None calls denoise_fn at every step.
+        step_inputs: pytree of arrays `[num_inference_steps, ...]` in the order of `solver.timesteps`: what depends on
             the time alone and was computed before the loop.
         return_trajectory: also return the latents after each step, `[num_inference_steps, b, ...]`.
 
@@ -103,20 +113,31 @@ def sample(
 
     Raises:
         ValueError: outputs of denoise_fn, `step_inputs` or per-sample keys whose shapes do not fit (while tracing), and
-            what `sampling_timesteps` raises.
+            what `solver.timesteps` raises.
     """
-    timesteps = sampling_timesteps(schedule, num_inference_steps, spacing, steps_offset)
+    timesteps = solver.timesteps(schedule, num_inference_steps, spacing, steps_offset)
     for leaf in jax.tree.leaves(step_inputs):
         if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != num_inference_steps:
             raise ValueError(f"step_inputs need a leading axis of {num_inference_steps} steps, not {jnp.shape(leaf)}")
     latents = at_least_float32(initial_latents)
     sample_keys = _sample_keys(key, latents.shape[0])
 
+    def guided_output(latents: Array, timestep: Array, step_input: Any) -> Array:
+        conditional, unconditional = denoise_fn(latents, timestep, step_input)
+        return _guided(conditional, unconditional, guidance_scale, guidance_rescale)
+
+    def conditional_output(latents: Array, timestep: Array, step_input: Any) -> Array:
+        return at_least_float32((conditional_fn or denoise_fn)(latents, timestep, step_input)[0])
+
     def scan_step(carry: tuple[Array, Any], inputs: tuple[Array, Array, Array, Any]) -> tuple[tuple[Array, Any], Any]:
         latents, solver_carry = carry
         step_index, timestep, previous_timestep, step_input = inputs
-        conditional, unconditional = denoise_fn(latents, timestep, step_input)
-        model_output = _guided(conditional, unconditional, guidance_scale, guidance_rescale)
+        if guidance_interval is None:
+            model_output = guided_output(latents, timestep, step_input)
+        else:
+            guided = guided_timesteps(schedule, timestep, guidance_interval)
+            # One of the two runs: outside of the interval there is no unconditional pass.
+            model_output = jax.lax.cond(guided, guided_output, conditional_output, latents, timestep, step_input)
         if model_output.shape != latents.shape:
             raise ValueError(f"denoise_fn returned shape {model_output.shape} for latents of shape {latents.shape}")
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(sample_keys, step_index)

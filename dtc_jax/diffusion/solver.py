@@ -2,9 +2,11 @@
 
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Array, Float, Integer, Key
+import numpy as np
+from jaxtyping import Array, Float, Int32, Integer, Key
 
 from dtc_jax.diffusion.schedule import NoiseSchedule
+from dtc_jax.diffusion.timesteps import TimestepSpacing
 
 
 @runtime_checkable
@@ -14,6 +16,12 @@ class Solver(Protocol):
     A solver that remembers earlier steps (a multistep method) keeps them in a carry: any pytree of arrays, fixed in
     structure and shapes, because it goes through `jax.lax.scan`.
     """
+
+    def timesteps(
+        self, schedule: NoiseSchedule, num_inference_steps: int, spacing: TimestepSpacing, steps_offset: int
+    ) -> Int32[np.ndarray, " num_inference_steps"]:
+        """The timesteps that it visits, descending, as a host array; most often those of `sampling_timesteps`."""
+        ...
 
     def init_carry(self, latents: Float[Array, "b *rest"]) -> Any:
         """The carry before the first step; `()` for a solver without memory."""

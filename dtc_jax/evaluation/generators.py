@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ from dtc_jax.data.window import Window
 from dtc_jax.evaluation.fidelity import GenerateFn, GenerationInputs
 from dtc_jax.inference.pipeline import Pipeline
 from dtc_jax.inference.prepare import Prepared
-from dtc_jax.inference.settings import sampler_settings
+from dtc_jax.inference.settings import CHECKPOINTS_OWN, SamplingChoices, resolve_sampling
 
 
 def prepare_whole_scene(pipeline: Pipeline, inputs: GenerationInputs) -> Iterator[Prepared]:
@@ -27,14 +27,8 @@ def prepare_whole_scene(pipeline: Pipeline, inputs: GenerationInputs) -> Iterato
         yield Prepared(batch, scene, mask[..., 0], Window(0, 0, size))
 
 
-def pipeline_generator(
-    pipeline: Pipeline,
-    *,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    unconditional: Literal["tokens", "both"] | None = None,
-) -> GenerateFn:
-    """The generator that samples with this pipeline; None takes the checkpoint's own settings.
+def pipeline_generator(pipeline: Pipeline, choices: SamplingChoices = CHECKPOINTS_OWN) -> GenerateFn:
+    """The generator that samples with this pipeline.
 
     Every result's noise follows from its seed alone, so that several models are compared on the same noise.
     """
@@ -43,9 +37,7 @@ def pipeline_generator(
         cases = list(prepare_whole_scene(pipeline, inputs))
         images = pipeline.generate(
             ((case, int(seed), 0) for case, seed in zip(cases, inputs.seed, strict=True)),
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            unconditional=unconditional,
+            choices,
             batch_size=len(cases),
         )
         return np.stack([case.put_back(image) for case, image in zip(cases, images, strict=True)])
@@ -53,31 +45,21 @@ def pipeline_generator(
     return generate
 
 
-def describe_settings(
-    pipeline: Pipeline,
-    *,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    unconditional: Literal["tokens", "both"] | None = None,
-) -> dict[str, Any]:
+def describe_settings(pipeline: Pipeline, choices: SamplingChoices = CHECKPOINTS_OWN) -> dict[str, Any]:
     """How `pipeline_generator` samples with the same arguments, for the protocol.
 
     Raises:
-        InputError: a number out of range.
+        InputError: a choice out of range.
     """
-    settings = sampler_settings(
-        pipeline.config,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        unconditional=unconditional,
-        dtype=pipeline.dtype,
-    )
-    defaults = pipeline.config.sampling
+    sampling = resolve_sampling(pipeline.config, choices)
+    solver = f"DDIM (eta {sampling.eta:g}, " if sampling.solver == "ddim" else "DPM-Solver++ 2M ("
     return {
         "experiment": pipeline.config.name,
-        "solver": f"DDIM (eta {settings.eta:g}, {settings.timestep_spacing} timesteps)",
-        "num_inference_steps": settings.num_inference_steps,
-        "guidance_scale": defaults.guidance_scale if guidance_scale is None else guidance_scale,
-        "unconditional": settings.unconditional,
-        "dtype": jnp.dtype(settings.dtype).name,
+        "solver": f"{solver}{sampling.timestep_spacing} timesteps)",
+        "num_inference_steps": sampling.num_inference_steps,
+        "guidance_scale": sampling.guidance_scale,
+        "guidance_rescale": sampling.guidance_rescale,
+        "guidance_interval": sampling.guidance_interval,
+        "unconditional": sampling.unconditional,
+        "dtype": jnp.dtype(pipeline.dtype).name,
     }

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import tyro
 from tqdm import tqdm
@@ -26,12 +26,11 @@ from dtc_jax.data.window import DEFAULT_CONTEXT
 from dtc_jax.inference.pipeline import Pipeline
 from dtc_jax.inference.prepare import Prepared, read_case
 from dtc_jax.inference.runtime import enable_compilation_cache
-from dtc_jax.inference.settings import sampler_settings
+from dtc_jax.inference.settings import CHECKPOINTS_OWN, SamplingChoices, resolve_sampling
 from dtc_jax.weights.model_folder import ModelFolderError
 from dtc_jax.weights.run_folder import checkpoint_config
 
 _REQUIRED = tyro.conf.arg(metavar="FILE", help_behavior_hint="(required without --manifest)")
-_FROM_CHECKPOINT = "(default: the checkpoint's)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +59,7 @@ class SampleArguments:
     """Seed of the noise; the same seed gives the same image."""
     num_images: int = 1
     """How many different results for each case."""
-    num_inference_steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=_FROM_CHECKPOINT)] = None
-    """Solver steps."""
-    guidance_scale: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint=_FROM_CHECKPOINT)] = None
-    """How much the reference counts; 1 turns guidance off."""
-    unconditional: Annotated[
-        Literal["tokens", "both"] | None,
-        tyro.conf.arg(metavar="{tokens,both}", help_behavior_hint=_FROM_CHECKPOINT),
-    ] = None
-    """What guidance compares with: without the reference's tokens, or without tokens and hint."""
+    sampling: tyro.conf.OmitArgPrefixes[SamplingChoices] = CHECKPOINTS_OWN
     context: float = DEFAULT_CONTEXT
     """How much of the scene the model sees round the mask, as a share of the mask's larger side."""
     keep_backdrop: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -114,12 +105,7 @@ def run(arguments: SampleArguments) -> None:
             check_output(output)
     # What can be wrong with the first case is said before the weights are read.
     config = checkpoint_config(arguments.checkpoint)
-    choices: dict[str, Any] = {
-        "num_inference_steps": arguments.num_inference_steps,
-        "guidance_scale": arguments.guidance_scale,
-        "unconditional": arguments.unconditional,
-    }
-    sampler_settings(config, **choices)
+    resolve_sampling(config, arguments.sampling)
     first = _prepare(jobs[0], config.model, arguments)
     enable_compilation_cache()
     pipeline = Pipeline.load(arguments.checkpoint)
@@ -134,7 +120,8 @@ def run(arguments: SampleArguments) -> None:
 
     total = sum(len(job.outputs) for job in jobs)
     # disable=None: a bar on a terminal only.
-    images = tqdm(pipeline.generate(cases(), **choices), total=total, unit="image", disable=None if total > 1 else True)
+    images = pipeline.generate(cases(), arguments.sampling)
+    images = tqdm(images, total=total, unit="image", disable=None if total > 1 else True)
     for image in images:
         case, job, output = waiting.popleft()
         write_image(output, case.put_back(image), read_profile(job.case.scene))

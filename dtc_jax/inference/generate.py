@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from dtc_jax.diffusion import DDIM, per_sample_normal, sample
-from dtc_jax.inference.settings import SamplerSettings, schedule_of
+from dtc_jax.diffusion import per_sample_normal, sample
+from dtc_jax.inference.settings import SamplerSettings, schedule_of, solver_of
 from dtc_jax.models.denoiser import denoiser
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.models.inputs import latent_mask, masked_scene, normalize_batch
@@ -44,21 +44,22 @@ def generate(
     inputs = normalize_batch(batch, settings.model)
     mask = inputs["mask"]
     masked_latents = model.encode_images(params, masked_scene(inputs["scene"], mask))
-    denoise = denoiser(
+    bind = partial(
+        denoiser,
         model,
         params,
         model.encode_reference(params, inputs["reference"]),
         latent_mask(mask, settings.model.vae.factor),
         masked_latents,
         inputs["hint"],
-        guidance=settings.guidance,
         unconditional=settings.unconditional,
     )
+    interval = settings.guidance_interval if settings.guidance else None
     noise_keys, solver_keys = jax.vmap(lambda key: tuple(jax.random.split(key)))(keys)
     latents = sample(
-        denoise,
+        bind(guidance=settings.guidance),
         schedule_of(settings.diffusion),
-        DDIM(eta=settings.eta),
+        solver_of(settings),
         settings.diffusion.prediction_type,
         per_sample_normal(noise_keys, masked_latents.shape[1:]),
         solver_keys,
@@ -66,6 +67,9 @@ def generate(
         spacing=settings.timestep_spacing,
         steps_offset=settings.steps_offset,
         guidance_scale=guidance_scale,
+        guidance_rescale=settings.guidance_rescale or None,
+        guidance_interval=interval,
+        conditional_fn=None if interval is None else bind(guidance=False),
     )
     return jnp.clip((model.decode_latents(params, latents).astype(jnp.float32) + 1) / 2, 0, 1)
 

@@ -17,9 +17,10 @@ from jaxtyping import Float, UInt8
 from dtc_jax.config import ExperimentConfig
 from dtc_jax.data.images import ImageLike, InputError
 from dtc_jax.data.window import DEFAULT_CONTEXT
+from dtc_jax.diffusion import SolverName, TimestepSpacing
 from dtc_jax.inference.generate import generate_jit, image_keys
 from dtc_jax.inference.prepare import Prepared, read_case
-from dtc_jax.inference.settings import sampler_settings
+from dtc_jax.inference.settings import CHECKPOINTS_OWN, SamplingChoices, resolve_sampling, sampler_settings
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights.model_folder import check_params
 from dtc_jax.weights.run_folder import load_checkpoint
@@ -99,7 +100,12 @@ class Pipeline:
         num_images: int = 1,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         unconditional: Literal["tokens", "both"] | None = None,
+        solver: SolverName | None = None,
+        eta: float | None = None,
+        timestep_spacing: TimestepSpacing | None = None,
         context: float = DEFAULT_CONTEXT,
         keep_backdrop: bool = False,
         feather: int = 0,
@@ -116,7 +122,12 @@ class Pipeline:
             num_images: how many different results.
             num_inference_steps: solver steps; None (here and below) takes the checkpoint's.
             guidance_scale: how much the reference counts; 1 turns guidance off, which is twice as fast.
+            guidance_rescale: from 0 (off) to 1; see `rescale_guidance`.
+            guidance_interval: noise levels that are guided; see `guided_timesteps`. (0, inf) guides all.
             unconditional: what guidance compares with: without the reference's tokens, or without tokens and hint.
+            solver: `ddim`, or `dpmsolver++`, which needs fewer steps.
+            eta: noise that DDIM adds, from 0 to 1.
+            timestep_spacing: how the steps are spread over the noise levels; see `sampling_timesteps`.
             context: how much of the scene round the mask the model sees; see `window.crop_window`.
             keep_backdrop: leave a reference's off-white studio backdrop as it is, in place of making it white.
             feather: width in pixels of a blend along the mask's edge, inside it.
@@ -128,14 +139,22 @@ class Pipeline:
         Raises:
             InputError: an input that cannot be used.
         """
+        choices = SamplingChoices(
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            guidance_interval=guidance_interval,
+            unconditional=unconditional,
+            solver=solver,
+            eta=eta,
+            timestep_spacing=timestep_spacing,
+        )
         if num_images < 1:
             raise InputError(f"num_images: must be at least 1, not {num_images}")
         case = self.prepare(scene, mask, reference, box=box, context=context, keep_backdrop=keep_backdrop)
         results = self.generate(
             ((case, seed, index) for index in range(num_images)),
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            unconditional=unconditional,
+            choices,
             batch_size=batch_size,
         )
         return [case.put_back(image, feather) for image in results]
@@ -157,35 +176,25 @@ class Pipeline:
     def generate(
         self,
         cases: Iterable[tuple[Prepared, int, int]],
+        choices: SamplingChoices = CHECKPOINTS_OWN,
         *,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        unconditional: Literal["tokens", "both"] | None = None,
         batch_size: int = 1,
     ) -> Iterator[Float[np.ndarray, "size size 3"]]:
         """Sample cases at the model's size, in order, `batch_size` at a time.
 
         Args:
             cases: (case, seed, index of the image among those of this seed); read as needed.
-            num_inference_steps: see `__call__`, and so on.
-            guidance_scale: see `__call__`.
-            unconditional: see `__call__`.
+            choices: how to sample, where not as the checkpoint says.
             batch_size: the last batch is filled up, so that one function is compiled for all.
 
         Yields:
             Images in [0, 1], float32, for `Prepared.put_back`.
 
         Raises:
-            InputError: a number out of range.
+            InputError: a choice out of range.
         """
-        settings = sampler_settings(
-            self.config,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            unconditional=unconditional,
-            dtype=self.dtype,
-        )
-        scale = jnp.float32(self.config.sampling.guidance_scale if guidance_scale is None else guidance_scale)
+        settings = sampler_settings(self.config, choices, self.dtype)
+        scale = jnp.float32(resolve_sampling(self.config, choices).guidance_scale)
         remaining = iter(cases)
         while chunk := list(islice(remaining, batch_size)):
             filled = chunk + [chunk[-1]] * (batch_size - len(chunk))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dtc_jax.config import ExperimentConfig, ModelConfig
-from dtc_jax.diffusion import DDIM, make_schedule, sample
+from dtc_jax.diffusion import make_schedule, make_solver, sample
 from dtc_jax.models.denoiser import denoiser
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.models.inputs import latent_mask, masked_scene, normalize_batch
@@ -73,7 +73,7 @@ def verify(
         exported: Their side.
         tolerance: For every network by itself.
         sample_tolerance: For the whole guided sample.
-        num_inference_steps: DDIM steps of the sample.
+        num_inference_steps: Solver steps of the sample.
         seed: Of the random inputs.
         with_sample: Whether to draw the whole sample, too.
 
@@ -316,7 +316,7 @@ def _guided_sample(
     latents = sample(
         denoise,
         make_schedule(diffusion.beta_schedule, diffusion.num_train_timesteps, diffusion.beta_start, diffusion.beta_end),
-        DDIM(),
+        make_solver(sampling.solver),
         diffusion.prediction_type,
         x["sample_noise"],
         jax.random.key(0),
@@ -324,5 +324,7 @@ def _guided_sample(
         spacing=sampling.timestep_spacing,
         steps_offset=sampling.steps_offset,
         guidance_scale=_guidance_scale(config),
+        guidance_rescale=sampling.guidance_rescale or None,
+        guidance_interval=sampling.guidance_interval,
     )
     return jnp.clip((model.decode_latents(params, latents) + 1) / 2, 0, 1)

@@ -4,6 +4,7 @@ import pytest
 
 from dtc_jax.diffusion import (
     classifier_free_guidance,
+    guided_timesteps,
     predict_noise,
     predict_x0,
     rescale_guidance,
@@ -65,3 +66,16 @@ def test_rescaling_restores_each_samples_deviation():
     np.testing.assert_allclose(rescale_guidance(guided, conditional, 0.0), guided, rtol=1e-6)
     expected = 0.7 * full + 0.3 * np.asarray(guided)
     np.testing.assert_allclose(rescale_guidance(guided, conditional, 0.7), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_interval_is_open_below_and_closed_above():
+    schedule = scaled_linear_schedule()
+    timesteps = jnp.array([0, 200, 500, 800, 999])
+    sigmas = [
+        float(jnp.sqrt(jnp.asarray(schedule.one_minus_alphas_cumprod) / jnp.asarray(schedule.alphas_cumprod))[t])
+        for t in timesteps
+    ]
+    np.testing.assert_allclose([sigmas[0], sigmas[-1]], [0.02917, 14.6146], rtol=1e-4)
+    guided = guided_timesteps(schedule, timesteps, (sigmas[1], sigmas[3]))
+    assert guided.tolist() == [False, False, True, True, False]
+    assert guided_timesteps(schedule, timesteps, (0.0, float("inf"))).all()

@@ -8,6 +8,7 @@ import pytest
 
 from dtc_jax.diffusion import (
     DDIM,
+    DPMSolverMultistep,
     per_sample_keys,
     predict_noise,
     predict_x0,
@@ -171,6 +172,71 @@ def test_rescaling_takes_part_when_asked():
     assert relative_error(run(guidance_rescale=0.7), run()) > 0.01
 
 
+@pytest.mark.parametrize("with_conditional_fn", [False, True])
+def test_limited_and_rescaled_guidance_is_the_loop(with_conditional_fn):
+    interval, guidance_scale, guidance_rescale = (0.6, 4.0), 3.0, 0.7
+    solver = DPMSolverMultistep()
+
+    def denoise(latents, timestep, step_input):
+        return jnp.tanh(0.7 * latents + timestep / 1000), 0.3 * jnp.tanh(latents)
+
+    timesteps = solver.timesteps(SCHEDULE, 6, "linspace", 0)
+    latents, carry, guided_at = draw(0), solver.init_carry(draw(0)), []
+    for timestep, previous in zip(timesteps, previous_timesteps(timesteps), strict=True):
+        abar = float(np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)[timestep])
+        output, unconditional = denoise(latents, int(timestep), None)
+        if interval[0] < ((1 - abar) / abar) ** 0.5 <= interval[1]:
+            guided = unconditional + guidance_scale * (output - unconditional)
+            ratio = np.std(output, axis=(1, 2, 3)) / np.std(guided, axis=(1, 2, 3))
+            output = guidance_rescale * guided * ratio[:, None, None, None] + (1 - guidance_rescale) * guided
+            guided_at.append(int(timestep))
+        x0 = predict_x0("v_prediction", output, latents, SCHEDULE, int(timestep))
+        latents, carry = solver.step(
+            carry, SCHEDULE, x0, x0, latents, int(timestep), int(previous), per_sample_keys(KEY, 3)
+        )
+    assert guided_at == [666, 500, 333] and timesteps.tolist() == [999, 832, 666, 500, 333, 166]
+
+    def alone(*inputs):
+        return denoise(*inputs)[0], None
+
+    actual = jax.jit(
+        functools.partial(
+            sample,
+            denoise,
+            SCHEDULE,
+            solver,
+            "v_prediction",
+            num_inference_steps=6,
+            spacing="linspace",
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            guidance_interval=interval,
+            conditional_fn=alone if with_conditional_fn else None,
+        )
+    )(draw(0), KEY)
+    np.testing.assert_allclose(actual, latents, atol=2e-5)
+
+
+def test_no_unconditional_pass_outside_of_the_interval():
+    """Of the two branches of the loop's body one has both networks' outputs and the other the conditional alone."""
+    run = functools.partial(
+        sample,
+        tanh_denoise,
+        SCHEDULE,
+        DDIM(),
+        "epsilon",
+        num_inference_steps=4,
+        guidance_interval=(1.0, 5.0),
+        conditional_fn=lambda latents, *_: (jnp.sin(latents), None),
+    )
+    program = jax.make_jaxpr(run)(draw(0), KEY)
+    (scan,) = [equation for equation in program.eqns if equation.primitive.name == "scan"]
+    (cond,) = [equation for equation in scan.params["jaxpr"].eqns if equation.primitive.name == "cond"]
+    outside, inside = [str(branch) for branch in cond.params["branches"]]
+    assert "sin" in outside and "tanh" not in outside
+    assert "tanh" in inside and "sin" not in inside
+
+
 def test_a_sample_does_not_depend_on_its_batch():
     """With a key for each sample, alone or in any order, the noise added (eta = 1) is the sample's own."""
 
@@ -227,6 +293,8 @@ def test_solvers_may_carry_what_they_saw():
     @dataclasses.dataclass(frozen=True)
     class Recorder:
         """Moves nothing, adds the x0 of the step before and counts."""
+
+        timesteps = staticmethod(sampling_timesteps)
 
         def init_carry(self, latents):
             return jnp.zeros((), jnp.int32), jnp.zeros_like(latents)

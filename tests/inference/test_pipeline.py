@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import inspect
+from dataclasses import fields, replace
 from pathlib import Path
 
 import jax
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 
 import dtc_jax
+from dtc_jax.config import SamplingConfig
 from dtc_jax.data.images import InputError
-from dtc_jax.diffusion import scaled_linear_schedule
-from dtc_jax.inference.generate import generate_jit, image_keys
+from dtc_jax.diffusion import DDIM, DPMSolverMultistep, scaled_linear_schedule
+from dtc_jax.inference.generate import generate, generate_jit, image_keys
 from dtc_jax.inference.pipeline import Pipeline
-from dtc_jax.inference.settings import sampler_settings
+from dtc_jax.inference.settings import SamplingChoices, resolve_sampling, sampler_settings
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights import ModelFolderError, load_model_folder, save_model_folder
 
@@ -125,6 +127,12 @@ def test_bad_numbers(pipeline: Pipeline) -> None:
         ("num_inference_steps", 1001),
         ("guidance_scale", -1.0),
         ("guidance_scale", float("nan")),
+        ("guidance_rescale", 1.5),
+        ("guidance_interval", (5.0, 0.3)),
+        ("guidance_interval", (float("nan"), 1.0)),
+        ("solver", "euler"),
+        ("eta", -0.1),
+        ("timestep_spacing", "even"),
         ("seed", -1),
         ("seed", 2**32),
         ("context", -1.0),
@@ -133,10 +141,61 @@ def test_bad_numbers(pipeline: Pipeline) -> None:
             pipeline(scene, mask, reference, **{name: value})  # type: ignore[arg-type]
 
 
+def test_every_choice_is_a_keyword_and_a_field_of_the_configuration() -> None:
+    choices = {field.name for field in fields(SamplingChoices)}
+    keywords = inspect.signature(Pipeline.__call__).parameters
+    assert choices <= set(keywords) and all(keywords[name].default is None for name in choices)
+    assert choices == {field.name for field in fields(SamplingConfig)} - {"steps_offset"}
+
+
+def test_choices_replace_the_checkpoints_sampling(pipeline: Pipeline) -> None:
+    own = replace(pipeline.config, sampling=replace(pipeline.config.sampling, eta=0.5))
+    assert resolve_sampling(own) == own.sampling
+    chosen = {"guidance_scale": 0.0, "guidance_rescale": 0.7, "guidance_interval": (0.3, 5.0), "eta": 0.0}
+    assert resolve_sampling(own, SamplingChoices(**chosen)) == replace(own.sampling, **chosen)
+    # An eta of the checkpoint's is its solver's.
+    assert resolve_sampling(own, SamplingChoices(solver="dpmsolver++")).eta == 0
+    with pytest.raises(InputError, match=r"eta = 0\.2: only the solver ddim"):
+        resolve_sampling(own, SamplingChoices(solver="dpmsolver++", eta=0.2))
+
+
+def test_the_sampler_is_given_every_choice(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    def record(denoise, schedule, solver, prediction_type, latents, keys, **options):  # type: ignore[no-untyped-def]
+        seen.update(options, solver=solver)
+        step = latents, jnp.int32(1), None
+        seen["unconditional"] = [
+            None if function is None else function(*step)[1] is not None
+            for function in (denoise, options["conditional_fn"])
+        ]
+        return latents
+
+    monkeypatch.setattr("dtc_jax.inference.generate.sample", record)
+    chosen = {"guidance_rescale": 0.7, "guidance_interval": (0.3, 5.0), "timestep_spacing": "trailing"}
+    for choices, expected in [
+        (SamplingChoices(solver="dpmsolver++", **chosen), [True, False]),
+        (SamplingChoices(guidance_scale=1.0, guidance_interval=(0.3, 5.0)), [False, None]),
+        (SamplingChoices(), [True, None]),
+    ]:
+        settings = sampler_settings(pipeline.config, choices)
+        arguments = pipeline.params, _batch(pipeline, 0), image_keys(0, 1), 2.0
+        jax.eval_shape(lambda *inputs, settings=settings: generate(*inputs, settings), *arguments)
+        assert seen["unconditional"] == expected
+        if choices.solver:
+            assert seen["solver"] == DPMSolverMultistep()
+            assert (seen["guidance_rescale"], seen["guidance_interval"]) == (0.7, (0.3, 5.0))
+            assert seen["spacing"] == "trailing"
+        else:
+            assert (seen["solver"], seen["guidance_interval"]) == (DDIM(), None)
+
+
 def test_settings_follow_the_checkpoint(pipeline: Pipeline) -> None:
     settings = sampler_settings(pipeline.config)
     assert (settings.num_inference_steps, settings.guidance, settings.unconditional) == (2, True, "tokens")
-    changed = sampler_settings(pipeline.config, num_inference_steps=7, guidance_scale=1.0, unconditional="both")
+    changed = sampler_settings(
+        pipeline.config, SamplingChoices(num_inference_steps=7, guidance_scale=1.0, unconditional="both")
+    )
     assert (changed.num_inference_steps, changed.guidance, changed.unconditional) == (7, False, "both")
     assert hash(settings) != hash(changed)
 

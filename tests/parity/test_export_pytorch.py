@@ -154,10 +154,12 @@ VARIANTS = {
         ),
         {
             "diffusion": DiffusionConfig(prediction_type="v_prediction", beta_schedule="cosine"),
-            "sampling": SamplingConfig(unconditional="both", timestep_spacing="trailing"),
+            "sampling": SamplingConfig(
+                unconditional="both", timestep_spacing="trailing", guidance_interval=(0.5, 5.0), guidance_rescale=0.7
+            ),
         },
     ),
-    "no hint, mask 1 = keep": (
+    "no hint, mask 1 = keep, DPM-Solver++": (
         small_model(
             hint=HintConfig(kind="none"),
             unet=UNetConfig(
@@ -170,7 +172,7 @@ VARIANTS = {
                 mask_channel="keep",
             ),
         ),
-        {},
+        {"sampling": SamplingConfig(solver="dpmsolver++", guidance_interval=(0.7, 4.0))},
     ),
 }
 

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import diffusers
 import jax
@@ -20,7 +21,15 @@ from PIL import Image
 from dtc_jax import presets
 from dtc_jax.config import DiffusionConfig, HintConfig, ModelConfig, SamplingConfig
 from dtc_jax.data.images import read_mask, read_reference, read_scene
-from dtc_jax.diffusion import DDIM, make_schedule, sample
+from dtc_jax.diffusion import (
+    DDIM,
+    DPMSolverMultistep,
+    classifier_free_guidance,
+    guided_timesteps,
+    make_schedule,
+    rescale_guidance,
+    sample,
+)
 from dtc_jax.inference.prepare import prepare
 from dtc_jax.weights.export_pytorch.networks import PIPELINE_FILES, scheduler_config
 
@@ -130,6 +139,11 @@ def test_wrong_inputs_are_refused(template: ModuleType) -> None:
         images.read_reference(Image.new("RGBA", (4, 4), (9, 9, 9, 0)))
 
 
+def make_scheduler(diffusion: DiffusionConfig, sampling: SamplingConfig) -> Any:
+    config = scheduler_config(diffusion, sampling)
+    return getattr(diffusers, config["_class_name"]).from_config(config)
+
+
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_steps_are_ours(kind: str, spacing: str, template: ModuleType) -> None:
@@ -153,3 +167,47 @@ def test_steps_are_ours(kind: str, spacing: str, template: ModuleType) -> None:
     for index, t in enumerate(steps.timesteps):
         latents = steps.step(index, torch.tanh(latents) * 0.8 + t / 3000, latents)
     np.testing.assert_allclose(latents.numpy(), ours, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_steps_of_dpm_solver_are_ours(spacing: str) -> None:
+    """The exported scheduler alone, over 17 steps."""
+    scheduler = make_scheduler(
+        DiffusionConfig(prediction_type="v_prediction"),
+        SamplingConfig(solver="dpmsolver++", timestep_spacing=spacing),  # type: ignore[arg-type]
+    )
+    noise = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
+    ours = sample(
+        lambda latents, t, _: (jnp.tanh(latents) * 0.8 + t / 3000, None),
+        make_schedule(),
+        DPMSolverMultistep(),
+        "v_prediction",
+        noise,
+        jax.random.key(0),
+        num_inference_steps=17,
+        spacing=spacing,  # type: ignore[arg-type]
+    )
+    scheduler.set_timesteps(17)
+    latents = torch.from_numpy(noise) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        output = torch.tanh(scheduler.scale_model_input(latents, t)) * 0.8 + t / 3000
+        latents = scheduler.step(output, t, latents).prev_sample
+    # diffusers multiplies its thousand alphas in float32.
+    np.testing.assert_allclose(latents.numpy(), ours, rtol=2e-4, atol=5e-5)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmsolver++"])
+def test_guidance_is_ours(solver: str, template: ModuleType) -> None:
+    sampling = SamplingConfig(solver=solver)  # type: ignore[arg-type]
+    scheduler = make_scheduler(DiffusionConfig(), sampling)
+    conditional, unconditional = np.random.default_rng(0).normal(size=(2, 2, 3, 4, 4)).astype(np.float32)
+    pair = [torch.from_numpy(x) for x in (conditional, unconditional)]
+    guided = classifier_free_guidance(conditional, unconditional, 3.0)
+    np.testing.assert_allclose(template.dtc_sampler.guide(*pair, 3.0, 0.0), guided, atol=1e-6)
+    rescaled = rescale_guidance(guided, conditional, 0.7)
+    np.testing.assert_allclose(template.dtc_sampler.guide(*pair, 3.0, 0.7), rescaled, atol=1e-5)
+    timesteps = np.arange(0, 1000, 37)
+    for interval in [(0.28, 5.42), (0.0, float("inf")), (20.0, 30.0)]:
+        theirs = [template.dtc_sampler.is_guided(scheduler, torch.tensor(t), list(interval)) for t in timesteps]
+        assert theirs == guided_timesteps(make_schedule(), timesteps, interval).tolist()
+    assert template.dtc_sampler.is_guided(scheduler, torch.tensor(999), None)

@@ -1,4 +1,4 @@
-"""Schedule, timesteps and DDIM against diffusers' `DDIMScheduler`.
+"""Schedule, timesteps and solvers against diffusers' `DDIMScheduler` and `DPMSolverMultistepScheduler`.
 
 The oracle runs in float64, so that what is measured is the float32 error of ours alone.
 """
@@ -12,6 +12,7 @@ import pytest
 
 from dtc_jax.diffusion import (
     DDIM,
+    DPMSolverMultistep,
     add_noise,
     make_schedule,
     per_sample_keys,
@@ -184,6 +185,85 @@ def test_a_whole_run(prediction_type, num_inference_steps):
         )
 
     assert relative_error(run(initial_latents), latents) <= 1e-5
+
+
+def make_dpm_oracle(num_inference_steps, **overrides):
+    config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        **config,
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        solver_type="midpoint",
+        final_sigmas_type="zero",
+        **overrides,
+    )
+    scheduler.set_timesteps(num_inference_steps)
+    # Its noise levels in float64; float32 is left where it applies them to the latents.
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    abar = np.cumprod(1 - betas)[scheduler.timesteps.numpy()]
+    scheduler.sigmas = torch.from_numpy(np.append(np.sqrt((1 - abar) / abar), 0.0))
+    return scheduler
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_timesteps_of_dpm_solver(spacing):
+    oracle = diffusers.DPMSolverMultistepScheduler(timestep_spacing=spacing, steps_offset=1)
+    for num_inference_steps in [*range(1, 120), 250, 499, 500, 750]:
+        oracle.set_timesteps(num_inference_steps)
+        theirs = oracle.timesteps.numpy()[:num_inference_steps]  # as above, one too many for some numbers of steps
+        ours = DPMSolverMultistep().timesteps(scaled_linear_schedule(), num_inference_steps, spacing, 1)
+        np.testing.assert_array_equal(ours, theirs, err_msg=str(num_inference_steps))
+
+
+@pytest.mark.parametrize("num_inference_steps", [5, 20])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_each_step_of_dpm_solver(prediction_type, spacing, num_inference_steps):
+    """On the same outputs; 5 and 20 are below and above the number from which diffusers keeps its order at the end."""
+    oracle = make_dpm_oracle(num_inference_steps, prediction_type=prediction_type, timestep_spacing=spacing)
+    rng = np.random.default_rng(num_inference_steps)
+    timesteps = oracle.timesteps.numpy().astype(np.int32)
+    step = jax.jit(functools.partial(our_multistep, DPMSolverMultistep(), prediction_type))
+    carry = DPMSolverMultistep().init_carry(jnp.zeros(SHAPE))
+    for index, (timestep, previous) in enumerate(zip(timesteps, previous_timesteps(timesteps), strict=True)):
+        latents, model_output = rng.standard_normal((2, *SHAPE), dtype=np.float32)
+        expected = oracle.step(torch.from_numpy(model_output), int(timestep), torch.from_numpy(latents)).prev_sample
+        actual, carry = step(carry, model_output, latents, timestep, previous)
+        # lambda, up to 4 and thus rounded to 2e-7, is subtracted over steps of 0.1 and more: 5e-6.
+        assert relative_error(actual, expected) <= 1e-5, (index, timestep)
+
+
+def our_multistep(solver, prediction_type, carry, model_output, latents, timestep, previous_timestep):
+    schedule = scaled_linear_schedule()
+    return solver.step(
+        carry,
+        schedule,
+        predict_x0(prediction_type, model_output, latents, schedule, timestep),
+        predict_noise(prediction_type, model_output, latents, schedule, timestep),
+        latents,
+        timestep,
+        previous_timestep,
+        per_sample_keys(jax.random.key(0), SHAPE[0]),
+    )
+
+
+def test_a_whole_run_of_dpm_solver():
+    oracle = make_dpm_oracle(20, prediction_type="v_prediction", timestep_spacing="trailing")
+    initial_latents = np.random.default_rng(1).standard_normal(SHAPE, dtype=np.float32)
+    latents = torch.from_numpy(initial_latents)
+    for timestep in oracle.timesteps.tolist():
+        latents = oracle.step(torch.tanh(0.7 * latents + timestep / 1000), timestep, latents).prev_sample
+    actual = sample(
+        lambda latents, timestep, _: (jnp.tanh(0.7 * latents + timestep / 1000), None),
+        scaled_linear_schedule(),
+        DPMSolverMultistep(),
+        "v_prediction",
+        initial_latents,
+        jax.random.key(0),
+        num_inference_steps=20,
+        spacing="trailing",
+    )
+    assert relative_error(actual, latents) <= 1e-5
 
 
 def test_noising_and_velocity():

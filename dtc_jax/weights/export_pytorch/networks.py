@@ -180,9 +180,9 @@ def _autoencoder(config: AutoencoderConfig) -> ExportedNetwork:
 
 
 def scheduler_config(diffusion: DiffusionConfig, sampling: SamplingConfig) -> dict[str, Any]:
-    """diffusers' arguments of `DDIMScheduler`."""
+    """diffusers' arguments of the scheduler that is the model's solver, its class among them."""
     return {
-        "_class_name": "DDIMScheduler",
+        "_class_name": _SCHEDULERS[sampling.solver],
         "_diffusers_version": DIFFUSERS_VERSION,
         "num_train_timesteps": diffusion.num_train_timesteps,
         "beta_start": diffusion.beta_start,
@@ -191,9 +191,19 @@ def scheduler_config(diffusion: DiffusionConfig, sampling: SamplingConfig) -> di
         "prediction_type": diffusion.prediction_type,
         "timestep_spacing": sampling.timestep_spacing,
         "steps_offset": sampling.steps_offset,
-        "clip_sample": False,
-        "set_alpha_to_one": False,
+        **(_DDIM if sampling.solver == "ddim" else _DPM_SOLVER),
     }
+
+
+_SCHEDULERS = {"ddim": "DDIMScheduler", "dpmsolver++": "DPMSolverMultistepScheduler"}
+_DDIM = {"clip_sample": False, "set_alpha_to_one": False}
+_DPM_SOLVER = {
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "solver_type": "midpoint",
+    "lower_order_final": True,
+    "final_sigmas_type": "zero",
+}
 
 
 def model_index(config: ExperimentConfig, networks: Sequence[ExportedNetwork]) -> dict[str, Any]:
@@ -206,7 +216,7 @@ def model_index(config: ExperimentConfig, networks: Sequence[ExportedNetwork]) -
         "_class_name": ["pipeline", PIPELINE_CLASS],
         "_diffusers_version": DIFFUSERS_VERSION,
         **components,
-        "scheduler": ["diffusers", "DDIMScheduler"],
+        "scheduler": ["diffusers", _SCHEDULERS[sampling.solver]],
         "image_size": model.image_size,
         "hint_fit": model.hint.fit,
         "hint_region": model.hint.region,
@@ -216,4 +226,6 @@ def model_index(config: ExperimentConfig, networks: Sequence[ExportedNetwork]) -
         "guidance_scale": sampling.guidance_scale,
         "unconditional": sampling.unconditional,
         "eta": sampling.eta,
+        "guidance_rescale": sampling.guidance_rescale,
+        "guidance_interval": None if sampling.guidance_interval is None else list(sampling.guidance_interval),
     }

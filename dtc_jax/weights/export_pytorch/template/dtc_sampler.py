@@ -1,4 +1,4 @@
-"""The U-Net with hint features fused into it, and the steps of DDIM."""
+"""The U-Net with hint features fused into it, guidance, and the steps of DDIM."""
 
 from __future__ import annotations
 
@@ -47,6 +47,30 @@ def modulated(unet, modulations: Modulations | None) -> Iterator[None]:
 def _modulate(x: torch.Tensor, part: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     gamma, beta = part
     return ((1 + gamma.float()) * x.float() + beta.float()).to(x.dtype)
+
+
+def is_guided(scheduler, timestep, interval: tuple[float, float] | list[float] | None) -> bool:
+    """Whether the timestep's noise level lies in the interval that guidance is limited to; None is everywhere.
+
+    Kynkaanniemi et al., 2024 (arXiv:2404.07724): low < sigma <= high, sigma = sqrt((1 - abar) / abar).
+    """
+    if interval is None:
+        return True
+    alpha = torch.cumprod(1 - scheduler.betas.double().cpu(), 0)[int(timestep)].item()
+    return interval[0] < ((1 - alpha) / alpha) ** 0.5 <= interval[1]
+
+
+def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float, rescale: float) -> torch.Tensor:
+    """Classifier-free guidance; with `rescale` the conditional output's spread is given back to that share.
+
+    Lin et al., 2023 (arXiv:2305.08891), equations 15 and 16; the standard deviation is numpy's, over a whole sample.
+    """
+    guided = unconditional + scale * (conditional - unconditional)
+    if rescale == 0:
+        return guided
+    axes = tuple(range(1, guided.ndim))
+    spread = [x.std(axes, correction=0, keepdim=True) for x in (conditional, guided)]
+    return guided * (rescale * spread[0] / spread[1] + 1 - rescale)
 
 
 class DDIMSteps:

@@ -17,7 +17,7 @@ from .dtc_backdrop import whiten_backdrop  # noqa: F401
 from .dtc_images import read_box, read_mask, read_reference, read_scene
 from .dtc_preprocessing import DEFAULT_CONTEXT, Prepared, prepare, put_back
 from .dtc_resize import resize_area  # noqa: F401
-from .dtc_sampler import DDIMSteps, modulated
+from .dtc_sampler import DDIMSteps, guide, is_guided, modulated
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -54,6 +54,8 @@ class DTCPipeline(DiffusionPipeline):
         guidance_scale: float = 5.0,
         unconditional: str = "tokens",
         eta: float = 0.0,
+        guidance_rescale: float = 0.0,
+        guidance_interval: list[float] | None = None,
     ):
         """The numbers are what the model was trained for, and the defaults of `__call__`."""
         super().__init__()
@@ -78,6 +80,8 @@ class DTCPipeline(DiffusionPipeline):
             guidance_scale=guidance_scale,
             unconditional=unconditional,
             eta=eta,
+            guidance_rescale=guidance_rescale,
+            guidance_interval=guidance_interval,
         )
 
     @torch.no_grad()
@@ -174,32 +178,35 @@ class DTCPipeline(DiffusionPipeline):
         latents = latents.to(device, torch.float32)
 
         guided = guidance_scale != 1
-        branches = 2 if guided else 1
         hinted = 2 if guided and unconditional == "tokens" else 1
         tokens = tokens.expand(num_images, -1, -1)
         if guided:
             tokens = torch.cat([tokens, self.null_tokens(tokens)])
-        conditions = torch.cat([mask, masked_latents], 1).expand(branches * num_images, -1, -1, -1)
+        conditions = torch.cat([mask, masked_latents], 1)
         hint_inputs = None
         if self.hint_encoder is not None:
             hint_inputs = self.hint_adapter(hint.to(dtype)) + masked_latents
             hint_inputs = hint_inputs.expand(hinted * num_images, -1, -1, -1)
 
         is_ddim = isinstance(self.scheduler, DDIMScheduler)
-        ddim = DDIMSteps(self.scheduler, num_inference_steps, device, self.config.eta)
-        if not is_ddim:
+        if is_ddim:
+            ddim = DDIMSteps(self.scheduler, num_inference_steps, device, self.config.eta)
+        else:
+            self.scheduler.set_timesteps(num_inference_steps, device=device)
             latents = latents * self.scheduler.init_noise_sigma
-        modulations = None
-        for index, timestep in enumerate(self.progress_bar(ddim.timesteps)):
-            if hint_inputs is not None and (modulations is None or self.hint_encoder.config.time == "timestep"):
-                modulations = self.modulations(hint_inputs, timestep, tokens, branches * num_images)
+        modulations = {}  # by the number of branches
+        for index, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            both = guided and is_guided(self.scheduler, timestep, self.config.guidance_interval)
+            branches = 2 if both else 1
+            batch = branches * num_images
+            if hint_inputs is not None and (branches not in modulations or self.hint_encoder.config.time == "timestep"):
+                modulations[branches] = self.modulations(hint_inputs[:batch], timestep, tokens[:batch], batch)
             x = latents if is_ddim else self.scheduler.scale_model_input(latents, timestep)
-            inputs = torch.cat([x.to(dtype).repeat(branches, 1, 1, 1), conditions], 1)
-            with modulated(self.unet, modulations):
-                output = self.unet(inputs, timestep, encoder_hidden_states=tokens).sample.float()
-            if guided:
-                with_reference, without = output.chunk(2)
-                output = without + guidance_scale * (with_reference - without)
+            inputs = torch.cat([x.to(dtype).repeat(branches, 1, 1, 1), conditions.expand(batch, -1, -1, -1)], 1)
+            with modulated(self.unet, modulations.get(branches)):
+                output = self.unet(inputs, timestep, encoder_hidden_states=tokens[:batch]).sample.float()
+            if both:
+                output = guide(*output.chunk(2), guidance_scale, self.config.guidance_rescale)
             if is_ddim:
                 latents = ddim.step(index, output, latents, generator)
             else:
