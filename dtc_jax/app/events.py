@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast, get_args
 
 import cv2
 import numpy as np
@@ -16,10 +16,14 @@ from dtc_jax.app.limits import SEEDS, Limits, check_pixels, open_upload, whole
 from dtc_jax.app.painting import Choices, Progress, paint
 from dtc_jax.app.region import region_mask
 from dtc_jax.data.images import InputError, read_scene
+from dtc_jax.diffusion import SolverName
 from dtc_jax.inference.pipeline import Pipeline
+from dtc_jax.inference.settings import SamplingChoices, resolve_sampling
 
 Editor: TypeAlias = Mapping[str, Any] | None
 """What a Gradio image editor holds: `background` and `layers`, RGBA arrays."""
+
+SOLVERS: tuple[str, ...] = get_args(SolverName)
 
 SHOWN_SIDE = 1600
 """Longest side, in pixels, of the images that are for looking at only."""
@@ -53,6 +57,7 @@ def place(
     num_images: float,
     num_inference_steps: float,
     guidance_scale: float,
+    solver: str,
     random_seed: bool,
     seed: float,
 ) -> Iterator[View]:
@@ -67,8 +72,9 @@ def place(
         box: see `region_mask`.
         mask_path: see `region_mask`.
         num_images: see `Choices`.
-        num_inference_steps: see `Choices`.
-        guidance_scale: see `Choices`.
+        num_inference_steps: see `SamplingChoices`, and so on for the next two.
+        guidance_scale: see `SamplingChoices`.
+        solver: see `SamplingChoices`.
         random_seed: take a new seed in place of `seed`.
         seed: see `Choices`.
 
@@ -85,7 +91,7 @@ def place(
     reference = open_upload(reference_path, "reference", limits)
     layers = editor["layers"] if editor else ()
     mask = region_mask(region_kind, layers, box, mask_path, (scene.shape[0], scene.shape[1]), limits)
-    choices = _choices(num_images, num_inference_steps, guidance_scale, _seed(None if random_seed else seed))
+    choices = _choices(num_images, num_inference_steps, guidance_scale, solver, _seed(None if random_seed else seed))
     for progress in paint(server.pipeline, scene, mask, reference, choices, limits):
         if progress.fraction == 1:
             session = with_results(session, progress.results)
@@ -101,6 +107,7 @@ def generate(
     num_images: float,
     num_inference_steps: float | None,
     guidance_scale: float | None,
+    solver: str | None,
     seed: float | None,
 ) -> Iterator[tuple[Progress, dict[str, Any]]]:
     """The same for programs: files in, images out, nothing kept.
@@ -114,6 +121,7 @@ def generate(
         num_images: see `Choices`.
         num_inference_steps: None takes the checkpoint's.
         guidance_scale: None takes the checkpoint's.
+        solver: None takes the checkpoint's.
         seed: None takes a random one.
 
     Yields:
@@ -129,17 +137,13 @@ def generate(
         raise InputError("mask and box: give one of the two")
     kind = "Box in pixels" if mask_path is None else "Mask image"
     mask = region_mask(kind, (), box, mask_path, (scene.shape[0], scene.shape[1]), limits)
-    defaults = server.pipeline.config.sampling
-    choices = _choices(
-        num_images,
-        defaults.num_inference_steps if num_inference_steps is None else num_inference_steps,
-        defaults.guidance_scale if guidance_scale is None else guidance_scale,
-        _seed(seed),
-    )
+    choices = _choices(num_images, num_inference_steps, guidance_scale, solver or None, _seed(seed))
+    used = resolve_sampling(server.pipeline.config, choices.sampling)
     settings = {
         "seed": choices.seed,
-        "num_inference_steps": choices.num_inference_steps,
-        "guidance_scale": choices.guidance_scale,
+        "num_inference_steps": used.num_inference_steps,
+        "guidance_scale": used.guidance_scale,
+        "solver": used.solver,
     }
     for progress in paint(server.pipeline, scene, mask, reference, choices, limits):
         yield progress, settings
@@ -175,13 +179,19 @@ def for_display(image: UInt8[np.ndarray, "h w 3"], side: int = SHOWN_SIDE) -> UI
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _choices(num_images: object, num_inference_steps: object, guidance_scale: object, seed: int) -> Choices:
-    if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, int | float):
+def _choices(num_images: object, steps: object, guidance_scale: object, solver: object, seed: int) -> Choices:
+    """What a request chose; None is the checkpoint's. The rest is checked where the sampling is resolved."""
+    if guidance_scale is not None and (isinstance(guidance_scale, bool) or not isinstance(guidance_scale, int | float)):
         raise InputError(f"guidance: must be a number, not {guidance_scale!r}")
+    if solver is not None and solver not in SOLVERS:
+        raise InputError(f"solver: must be one of {', '.join(SOLVERS)}, not {solver!r}")
     return Choices(
         num_images=whole(num_images, "number of images"),
-        num_inference_steps=whole(num_inference_steps, "steps"),
-        guidance_scale=float(guidance_scale),
+        sampling=SamplingChoices(
+            num_inference_steps=None if steps is None else whole(steps, "steps"),
+            guidance_scale=None if guidance_scale is None else float(guidance_scale),
+            solver=cast(SolverName | None, solver),
+        ),
         seed=seed,
     )
 

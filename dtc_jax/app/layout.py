@@ -74,12 +74,12 @@ def _page(server: Server) -> None:
             )
             mask = gr.Image(
                 value=_mask_image(EXAMPLES[0]),
-                label="Mask of the scene's size, white where the product goes",
+                label="Mask: white is filled",
                 type="filepath",
                 image_mode=None,
                 sources=["upload", "clipboard"],
                 buttons=[],
-                height=150,
+                height=190,
                 elem_id="mask",
             )
         with gr.Column(scale=4, min_width=320):
@@ -116,6 +116,9 @@ def _page(server: Server) -> None:
                     step=0.1,
                     label="Guidance",
                     info="How much the product's photo counts; 1 turns guidance off",
+                )
+                solver = gr.Radio(
+                    events.SOLVERS, value=sampling.solver, label="Solver", info="dpmsolver++ needs fewer steps"
                 )
                 with gr.Row():
                     random_seed = gr.Checkbox(True, label="New seed each time", min_width=120)
@@ -183,6 +186,7 @@ def _page(server: Server) -> None:
             num_images,
             steps,
             guidance,
+            solver,
             random_seed,
             seed,
         ],
@@ -224,6 +228,7 @@ def _page(server: Server) -> None:
         show_progress="hidden",
         **_PRIVATE,
     )
+    editor.upload(lambda: REGION_KINDS[0], None, [region_kind], queue=False, show_progress="hidden", **_PRIVATE)
     region_kind.change(
         lambda kind: [gr.update(visible=kind == "Box in pixels"), gr.update(visible=kind == MASK_IMAGE)],
         [region_kind],
@@ -300,6 +305,7 @@ def _endpoint(server: Server) -> None:
         num_images = gr.Number(1, label="num_images")
         steps = gr.Number(None, label="num_inference_steps")
         guidance = gr.Number(None, label="guidance_scale")
+        api_solver = gr.Textbox(None, label="solver", max_length=32)
         seed = gr.Number(None, label="seed")
         images, used_settings = gr.Gallery(format="png", label="images"), gr.JSON(label="settings")
         button = gr.Button()
@@ -313,11 +319,12 @@ def _endpoint(server: Server) -> None:
         num_images: Any = 1,
         num_inference_steps: Any = None,
         guidance_scale: Any = None,
+        solver: Any = None,
         seed: Any = None,
         progress: Any = gr.Progress(),  # noqa: B008 (how Gradio knows that the function reports progress)
     ) -> tuple[list[np.ndarray], dict[str, Any]]:
         """Paint the reference's product into the scene, inside the mask or the box."""
-        requested = (scene, reference, mask, box, num_images, num_inference_steps, guidance_scale, seed)
+        requested = (scene, reference, mask, box, num_images, num_inference_steps, guidance_scale, solver, seed)
         done: tuple[np.ndarray, ...] = ()
         used: dict[str, Any] = {}
         for current, settings in events.generate(server, *requested):
@@ -327,7 +334,7 @@ def _endpoint(server: Server) -> None:
 
     button.click(
         generate,
-        [scene, reference, mask, box, num_images, steps, guidance, seed],
+        [scene, reference, mask, box, num_images, steps, guidance, api_solver, seed],
         [images, used_settings],
         api_name="generate",
         concurrency_id=_MODEL,

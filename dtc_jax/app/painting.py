@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from dtc_jax.app.limits import Limits, check_choices, check_results
 from dtc_jax.data.images import InputError
 from dtc_jax.inference.pipeline import Pipeline
+from dtc_jax.inference.settings import SamplingChoices, resolve_sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +20,7 @@ class Choices:
     """What a request may choose of the sampling."""
 
     num_images: int = 1
-    num_inference_steps: int
-    guidance_scale: float
+    sampling: SamplingChoices
     seed: int = 0
 
 
@@ -63,14 +63,14 @@ def paint(
     Raises:
         InputError: a choice out of range, an input that cannot be used, or no time left.
     """
-    check_choices(choices.num_images, choices.num_inference_steps, choices.seed, limits)
+    steps = resolve_sampling(pipeline.config, choices.sampling).num_inference_steps
+    check_choices(choices.num_images, steps, choices.seed, limits)
     check_results(choices.num_images, (scene.shape[0], scene.shape[1]), limits)
     started = clock()
     case = pipeline.prepare(scene, mask, reference)
     images = pipeline.generate(
         ((case, choices.seed, index) for index in range(choices.num_images)),
-        num_inference_steps=choices.num_inference_steps,
-        guidance_scale=choices.guidance_scale,
+        choices.sampling,
     )
     results: tuple[np.ndarray, ...] = ()
     yield Progress(0.0, f"painting image 1 of {choices.num_images}")

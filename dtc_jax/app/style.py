@@ -27,7 +27,6 @@ CSS = """
 h3 {margin-top: 0 !important; font-size: 1.05rem !important}
 .waiting {border: 1px dashed var(--border-color-primary); border-radius: 8px; padding: 48px 16px; text-align: center;
   opacity: .75}
-@media (max-width: 640px) {#scene {height: 330px !important}}
 #examples thead {display: none}
 #examples tbody {display: flex; flex-wrap: wrap; gap: 8px}
 #examples tr {display: flex; border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 4px}
@@ -39,6 +38,8 @@ footer {opacity: .7}
   .header h1 {font-size: 1.3rem}
   .header p {font-size: .92rem}
   #columns {gap: 12px}
+  #scene {height: 330px !important}
+  #examples img {height: 44px}
 }
 """
 

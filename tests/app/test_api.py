@@ -42,7 +42,7 @@ def call(client: Any, **changed: Any) -> Any:
 
 def test_the_endpoint_is_the_pipeline(client: Any, pipeline: Pipeline, tmp_path: Path) -> None:
     images, settings = call(client, num_images=2, seed=3)
-    assert settings == {"seed": 3, "num_inference_steps": 1, "guidance_scale": 2.0}
+    assert settings == {"seed": 3, "num_inference_steps": 1, "guidance_scale": 2.0, "solver": "ddim"}
     expected = pipeline(
         str(SCENE), None, str(PRODUCT), box=BOX, seed=3, num_images=2, num_inference_steps=1, guidance_scale=2.0
     )
@@ -88,7 +88,7 @@ def test_no_path_or_address_of_a_request_is_read(address: str, scene: Any) -> No
         f"{address}/gradio_api/upload", files={"files": ("p.png", PRODUCT.read_bytes(), "image/png")}
     ).json()[0]
     product = {"path": uploaded, **META}
-    data = [scene, product, None, "1,1,9,9", 1, 1, 2.0, 0]
+    data = [scene, product, None, "1,1,9,9", 1, 1, 2.0, None, 0]
     event = httpx.post(f"{address}/gradio_api/call/generate", json={"data": data}).json()["event_id"]
     answer = httpx.get(f"{address}/gradio_api/call/generate/{event}", timeout=60).text
     assert "event: error" in answer and "event: complete" not in answer
@@ -110,7 +110,8 @@ def test_errors_are_one_line(client: Any, tmp_path: Path) -> None:
         ({"box": "1,2,3"}, "four whole numbers"),
         ({"box": None}, "mask and box: give one of the two"),
         ({"num_images": 9}, "number of images: must be from 1 to 3"),
-        ({"num_inference_steps": 0}, "steps: must be from 1 to 4"),
+        ({"num_inference_steps": 5}, "steps: must be from 1 to 4"),
+        ({"solver": "euler"}, "solver: must be one of"),
         ({"seed": 0.5}, "seed: must be a whole number"),
     ):
         with pytest.raises(Exception, match=re.escape(message)) as caught:

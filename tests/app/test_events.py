@@ -19,6 +19,7 @@ from dtc_jax.app.painting import Choices, paint
 from dtc_jax.app.region import REGION_KINDS, parse_box, region_mask
 from dtc_jax.data.images import InputError, read_reference, read_scene
 from dtc_jax.inference.pipeline import Pipeline
+from dtc_jax.inference.settings import SamplingChoices
 from tests.app.conftest import LIMITS
 
 SCENE = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
@@ -44,6 +45,7 @@ def place(server: Server, session: Session = Session(), **changed: Any) -> list[
         "num_images": 2,
         "num_inference_steps": 1,
         "guidance_scale": 2.0,
+        "solver": "ddim",
         "random_seed": False,
         "seed": 7,
         **changed,
@@ -98,6 +100,7 @@ def test_random_seeds_differ_and_are_told(server: Server) -> None:
         ({"num_inference_steps": 5}, "steps: must be from 1 to 4"),
         ({"seed": -1}, "seed: must be from 0"),
         ({"seed": None}, None),
+        ({"solver": "euler"}, "solver: must be one of ddim, dpmsolver"),
         ({"guidance_scale": "x"}, "guidance: must be a number"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),
     ],
@@ -189,7 +192,8 @@ def test_uploads_are_looked_at_before_they_are_decoded(tmp_path: Path) -> None:
 def test_large_results_and_long_requests_are_refused(server: Server) -> None:
     mask = (LAYER[..., 3] > 0).astype(np.uint8)
     product = read_reference(product_path("vase"))
-    choices = Choices(num_images=3, num_inference_steps=1, guidance_scale=2.0)
+    sampling = SamplingChoices(num_inference_steps=1, guidance_scale=2.0)
+    choices = Choices(num_images=3, sampling=sampling)
     times = iter([0.0, 5.0, 11.0])
     seen = []
     with pytest.raises(InputError, match="2 of 3 images took longer than the 10 seconds"):
