@@ -44,7 +44,7 @@ import jax, numpy as np, tyro
 from pathlib import Path
 from dtc_jax.arguments import parse_arguments
 from dtc_jax.training.command import Arguments, read_config
-from dtc_jax.training.cluster import connect
+from dtc_jax.cluster import connect
 from jax.experimental import multihost_utils
 script, name, *rest = sys.argv[1:]
 default = Arguments(run_dir=tyro.MISSING, config=read_config(Path("configs") / f"{{name}}.py")[0])
