@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from dtc_jax.config import ConfigError
 from dtc_jax.cluster import (
     ClusterOptions,
     Launched,
@@ -20,6 +19,7 @@ from dtc_jax.cluster import (
     visible_gpus,
     why_nobody_came,
 )
+from dtc_jax.config import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 
