@@ -19,6 +19,7 @@ from dtc_jax.data.images import ImageLike, InputError
 from dtc_jax.data.regions import Regions
 from dtc_jax.data.window import DEFAULT_CONTEXT
 from dtc_jax.diffusion import SolverName, TimestepSpacing
+from dtc_jax.inference.batches import generate_on, replicate
 from dtc_jax.inference.generate import generate_jit, image_keys
 from dtc_jax.inference.prepare import Prepared, PreparedPhoto, read_case
 from dtc_jax.inference.settings import CHECKPOINTS_OWN, SamplingChoices, resolve_sampling, sampler_settings
@@ -225,14 +226,52 @@ class Pipeline:
         Raises:
             InputError: a choice out of range.
         """
+        for batch in self.generate_batches(cases, choices, batch_size=batch_size):
+            yield from batch
+
+    def generate_batches(
+        self,
+        cases: Iterable[tuple[Prepared, int, int]],
+        choices: SamplingChoices = CHECKPOINTS_OWN,
+        *,
+        batch_size: int = 1,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> Iterator[list[Float[np.ndarray, "size size 3"]]]:
+        """As `generate`, a batch at a time, on several devices; the next one is read while the devices are at work.
+
+        Args:
+            cases: see `generate`.
+            choices: how to sample, where not as the checkpoint says.
+            batch_size: on all devices together, a multiple of their number.
+            devices: this process's; None: where the parameters are.
+
+        Yields:
+            The images of each batch.
+
+        Raises:
+            InputError: a choice out of range.
+        """
+        check_count("batch_size", batch_size)
         settings = sampler_settings(self.config, choices, self.dtype)
         scale = jnp.float32(resolve_sampling(self.config, choices).guidance_scale)
+        several = devices is not None and len(devices) > 1
+        params = replicate(self.params, devices) if several and devices is not None else self.params
         remaining = iter(cases)
+        sampled: tuple[jax.Array, int] | None = None
         while chunk := list(islice(remaining, batch_size)):
             filled = chunk + [chunk[-1]] * (batch_size - len(chunk))
             batch = {name: np.stack([case.batch[name] for case, _, _ in filled]) for name in chunk[0][0].batch}
             keys = jnp.concatenate([image_keys(check_seed(seed), 1, first=index) for _, seed, index in filled])
-            yield from np.asarray(generate_jit(self.params, batch, keys, scale, settings))[: len(chunk)]
+            if several and devices is not None:
+                images = generate_on(params, batch, keys, scale, settings, devices)
+            else:
+                images = generate_jit(params, batch, keys, scale, settings)
+            # The batch before is fetched once this one is under way.
+            if sampled is not None:
+                yield list(np.asarray(sampled[0])[: sampled[1]])
+            sampled = images, len(chunk)
+        if sampled is not None:
+            yield list(np.asarray(sampled[0])[: sampled[1]])
 
 
 def check_seed(seed: Any) -> int:

@@ -77,6 +77,16 @@ class PreparedPhoto:
         return result
 
 
+def check_context(context: float) -> None:
+    """Refuse what is no share.
+
+    Raises:
+        InputError: not a number of at least 0.
+    """
+    if not (math.isfinite(context) and context >= 0):
+        raise InputError(f"context: must be a number of at least 0, not {context}")
+
+
 def read_case(
     scene: ImageLike | Photo,
     mask: ImageLike | None,
@@ -103,8 +113,7 @@ def read_case(
     Raises:
         InputError: an input that cannot be used.
     """
-    if not (math.isfinite(context) and context >= 0):
-        raise InputError(f"context: must be a number of at least 0, not {context}")
+    check_context(context)
     photo = scene if isinstance(scene, Photo) else read_photo(scene)
     size = (photo.pixels.shape[0], photo.pixels.shape[1])
     if mask is not None and box is None:
