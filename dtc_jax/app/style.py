@@ -38,6 +38,7 @@ footer {opacity: .7}
   .header h1 {font-size: 1.3rem}
   .header p {font-size: .92rem}
   #columns {gap: 12px}
+  .gradio-container main {padding: 4px !important}
   #scene {height: 330px !important}
   #examples img {height: 44px}
 }
