@@ -141,7 +141,7 @@ def _page(server: Server) -> None:
                 interactive=False,
                 visible=False,
                 buttons=["fullscreen"],
-                height=400,
+                max_height=420,
                 slider_position=25,
                 elem_id="compare",
             )
@@ -162,8 +162,8 @@ def _page(server: Server) -> None:
                 elem_id="gallery",
             )
             with gr.Row():
-                use = gr.Button("Use result as scene", interactive=False, elem_id="use", min_width=150)
-                undo = gr.Button("Undo", interactive=False, elem_id="undo", min_width=90)
+                use = gr.Button("Use result as scene", interactive=False, elem_id="use", scale=3, min_width=180)
+                undo = gr.Button("Undo", interactive=False, elem_id="undo", scale=1, min_width=90)
     rooms, products = _parts()
 
     outputs = [session, status, waiting, preview, compare, gallery, use, seed]
@@ -228,7 +228,6 @@ def _page(server: Server) -> None:
         show_progress="hidden",
         **_PRIVATE,
     )
-    editor.upload(lambda: REGION_KINDS[0], None, [region_kind], queue=False, show_progress="hidden", **_PRIVATE)
     region_kind.change(
         lambda kind: [gr.update(visible=kind == "Box in pixels"), gr.update(visible=kind == MASK_IMAGE)],
         [region_kind],

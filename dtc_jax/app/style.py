@@ -19,7 +19,7 @@ EMPTY_RESULT = "<div class='waiting'>The result appears here, beside the scene a
 READY = "<div class='status'>An example is ready: press <b>Place the product</b>.</div>"
 
 CSS = """
-.gradio-container {max-width: 1180px !important; margin: 0 auto !important; padding: 12px !important}
+.gradio-container {max-width: min(1180px, 100vw) !important; margin: 0 auto !important; padding: 12px !important}
 .header h1 {font-size: 1.6rem; font-weight: 700; margin: 4px 0 2px}
 .header p {opacity: .8; margin: 0; max-width: 62rem; line-height: 1.45}
 .status {padding: 2px 0; line-height: 1.5; min-height: 2.2em}
@@ -38,6 +38,8 @@ footer {opacity: .7}
   .header h1 {font-size: 1.3rem}
   .header p {font-size: .92rem}
   #columns {gap: 12px}
+  .gradio-container {padding: 4px !important}
+  .main.fillable {padding: 8px !important}
   #scene {height: 330px !important}
   #examples img {height: 44px}
 }

@@ -97,6 +97,9 @@ def test_painting_placing_going_on_and_going_back(page: Any) -> None:
 
 
 def test_an_example_is_one_click_away(page: Any) -> None:
+    playwright.expect(page.get_by_label("Mask image")).to_be_checked()
+    page.locator("button#place").click()
+    shows(page, "Done, with seed")
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390, "scrolls sideways on a telephone"
     page.locator("#examples tbody tr").nth(2).click()
@@ -104,3 +107,5 @@ def test_an_example_is_one_click_away(page: Any) -> None:
     page.locator("button#place").click()
     shows(page, "Done, with seed")
     assert page.locator("#gallery img").count() == 1
+    page.wait_for_selector("#compare img")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "a result scrolls sideways on a telephone"
