@@ -64,10 +64,12 @@ class SampleArguments:
         None
     )
     """Images at once, on all devices of this process together; rounded up to a multiple of the devices' number."""
+    catalogue: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """References' tokens that python -m dtc_jax.inference.catalogue has computed; others are computed here."""
     num_processes: Annotated[
         int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: what SLURM and the like say)")
     ] = None
-    """How many processes share the cases of --output-dir, which all of them must see; each is started with this line."""
+    """How many processes share the cases; each is started with this line, and all see the same --output-dir."""
     process_id: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(with the above)")] = None
     """Which of them this is, from 0."""
     checkpoint: Annotated[
@@ -146,7 +148,7 @@ def _run_one(arguments: SampleArguments) -> int:
     )
     enable_compilation_cache()
     errors: list[str] = []
-    run_jobs(Pipeline.load(arguments.checkpoint), [job], options, report=errors.append)
+    run_jobs(_load(arguments), [job], options, report=errors.append)
     if errors:
         raise InputError(errors[0].removeprefix("error: "))
     return 0
@@ -159,7 +161,7 @@ def _run_many(arguments: SampleArguments) -> int:
     resolve_sampling(checkpoint_config(arguments.checkpoint), arguments.sampling)
     process_id, num_processes = process_share(arguments.num_processes, arguments.process_id, os.environ)
     enable_compilation_cache()
-    pipeline = Pipeline.load(arguments.checkpoint)
+    pipeline = _load(arguments)
     log = ResultsLog(jobs[0].outputs[0].parent, process_id, num_processes)
     own = jobs[process_id::num_processes]
 
@@ -173,6 +175,11 @@ def _run_many(arguments: SampleArguments) -> int:
     if failed:
         print(f"{failed} of {len(own)} cases could not be used; the others are done", file=sys.stderr)
     return failed
+
+
+def _load(arguments: SampleArguments) -> Pipeline:
+    pipeline = Pipeline.load(arguments.checkpoint)
+    return pipeline if arguments.catalogue is None else pipeline.with_catalogue(arguments.catalogue)
 
 
 def _options(arguments: SampleArguments) -> RunOptions:

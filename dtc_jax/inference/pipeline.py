@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from dtc_jax.diffusion import SolverName, TimestepSpacing
 from dtc_jax.inference.batches import generate_on, replicate
 from dtc_jax.inference.generate import generate_jit, image_keys
 from dtc_jax.inference.prepare import Prepared, PreparedPhoto, read_case
+from dtc_jax.inference.reference_tokens import Catalogue, with_tokens
 from dtc_jax.inference.settings import CHECKPOINTS_OWN, SamplingChoices, resolve_sampling, sampler_settings
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights.model_folder import check_params
@@ -51,11 +52,13 @@ class Pipeline:
         config: the checkpoint's; its sampling section gives the defaults.
         params: every network but `vgg`, on the device.
         dtype: type of the networks' arithmetic.
+        catalogue: references whose tokens are computed already; see `with_catalogue`.
     """
 
     config: ExperimentConfig
     params: Mapping[str, Any]
     dtype: DTypeLike = jnp.float32
+    catalogue: Catalogue | None = None
 
     @classmethod
     def load(cls, checkpoint: str | os.PathLike[str] | None = None, dtype: DTypeLike | None = None) -> Pipeline:
@@ -90,6 +93,15 @@ class Pipeline:
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.dtype(config.training.compute_dtype)
         return cls(config, jax.device_put(params), dtype)
+
+    def with_catalogue(self, path: str | os.PathLike[str]) -> Pipeline:
+        """This pipeline with the tokens of a catalogue (`python -m dtc_jax.inference.catalogue`) in place of the image
+        encoder's, for the references that it holds; the images are the same.
+
+        Raises:
+            InputError: no catalogue, or one of other networks.
+        """
+        return replace(self, catalogue=Catalogue.open(path, self.config, self.params, self.dtype))
 
     def __call__(
         self,
@@ -260,7 +272,10 @@ class Pipeline:
         sampled: tuple[jax.Array, int] | None = None
         while chunk := list(islice(remaining, batch_size)):
             filled = chunk + [chunk[-1]] * (batch_size - len(chunk))
-            batch = {name: np.stack([case.batch[name] for case, _, _ in filled]) for name in chunk[0][0].batch}
+            cases_of_batch = [case.batch for case, _, _ in filled]
+            if self.catalogue is not None:
+                cases_of_batch = with_tokens(self.catalogue, cases_of_batch, self.params, settings)
+            batch = {name: np.stack([case[name] for case in cases_of_batch]) for name in cases_of_batch[0]}
             keys = jnp.concatenate([image_keys(check_seed(seed), 1, first=index) for _, seed, index in filled])
             if several and devices is not None:
                 images = generate_on(params, batch, keys, scale, settings, devices)
