@@ -157,7 +157,11 @@ def check_output(path: Path, inputs: Sequence[str | os.PathLike[str] | None] = (
     """
     if path.suffix.lower() != ".png":
         raise InputError(f"output {path}: unknown suffix {path.suffix!r}; only .png is written, because it is lossless")
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError) as error:
+        raise InputError(f"output {path}: cannot be written ({_reason(error)})") from None
+    if is_folder:
         raise InputError(f"output {path}: is a folder; name a file")
     folder = path.parent
     if not folder.is_dir():

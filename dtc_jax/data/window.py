@@ -116,7 +116,7 @@ def put_back(
     inside = mask[rows, columns] != 0
     target = result[rows, columns]
     if feather > 0:
-        weight = np.clip(_depth(mask, rows, columns, feather) / (feather + 1), 0, 1)[..., None]
+        weight = np.clip(_depth(mask, rows, columns) / (feather + 1), 0, 1)[..., None]
         patch = np.rint(target + weight * (patch.astype(np.float32) - target)).astype(np.uint8)
     target[inside] = patch[inside]
     return result
@@ -136,21 +136,23 @@ def default_feather(window: Window, mask: UInt8[np.ndarray, "h w"], size: int) -
     wanted = window.side // size if window.side > size else 0
     if wanted == 0:
         return 0
-    depth = float(_depth(mask, *window.overlap(*mask.shape), 4 * wanted).max())
+    depth = float(_depth(mask, *window.overlap(*mask.shape)).max())
     return min(wanted, int(depth / 4))
 
 
-def _depth(mask: UInt8[np.ndarray, "h w"], rows: slice, columns: slice, most: int) -> Float[np.ndarray, "rows columns"]:
-    """How far inside the mask each pixel of the window lies, in pixels, right up to `most`; 0 outside.
+def _depth(mask: UInt8[np.ndarray, "h w"], rows: slice, columns: slice) -> Float[np.ndarray, "rows columns"]:
+    """How far inside the mask each pixel of the window lies, in pixels; 0 outside.
 
-    The scene continues beyond the photo's border, so that the border is no edge of the mask.
+    Where the photo ends the mask has no edge: the distance is that to the nearest of the photo's pixels outside it.
     """
     # One pixel more where there is one: the window may end where the mask does.
     top, left = max(rows.start - 1, 0), max(columns.start - 1, 0)
-    around = mask[top : rows.stop + 1, left : columns.stop + 1] != 0
-    distance = cv2.distanceTransform(np.pad(around, most, mode="edge").astype(np.uint8), cv2.DIST_L2, 5)
-    y, x = most + rows.start - top, most + columns.start - left
-    return distance[y : y + rows.stop - rows.start, x : x + columns.stop - columns.start]
+    around = (mask[top : rows.stop + 1, left : columns.stop + 1] != 0).astype(np.uint8)
+    distance = cv2.distanceTransform(around, cv2.DIST_L2, 5)
+    return distance[
+        rows.start - top : rows.stop - top,
+        columns.start - left : columns.stop - left,
+    ]
 
 
 def _pad(image: np.ndarray, window: Window, border: int) -> np.ndarray:

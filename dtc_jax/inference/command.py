@@ -26,9 +26,10 @@ from dtc_jax.data.images import InputError, check_output
 from dtc_jax.data.manifest import Case, read_manifest
 from dtc_jax.data.regions import Regions
 from dtc_jax.data.window import DEFAULT_CONTEXT
+from dtc_jax.inference.checks import check_context, check_feather
 from dtc_jax.inference.jobs import Job, jobs_in_folder, numbered, process_share
-from dtc_jax.inference.pipeline import Pipeline, check_feather
-from dtc_jax.inference.prepare import check_context, read_case
+from dtc_jax.inference.pipeline import Pipeline
+from dtc_jax.inference.prepare import read_case
 from dtc_jax.inference.results import ResultsLog
 from dtc_jax.inference.run_jobs import RunOptions, run_jobs
 from dtc_jax.inference.runtime import enable_compilation_cache

@@ -15,11 +15,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, UInt8
 
 from dtc_jax.config import ExperimentConfig
-from dtc_jax.data.images import ImageLike, InputError
+from dtc_jax.data.images import ImageLike
 from dtc_jax.data.regions import Regions
 from dtc_jax.data.window import DEFAULT_CONTEXT
 from dtc_jax.diffusion import SolverName, TimestepSpacing
 from dtc_jax.inference.batches import generate_on, replicate
+from dtc_jax.inference.checks import check_count, check_feather, check_seed
 from dtc_jax.inference.generate import generate_jit, image_keys
 from dtc_jax.inference.prepare import Prepared, PreparedPhoto, read_case
 from dtc_jax.inference.reference_tokens import Catalogue, with_tokens
@@ -287,39 +288,3 @@ class Pipeline:
             sampled = images, len(chunk)
         if sampled is not None:
             yield list(np.asarray(sampled[0])[: sampled[1]])
-
-
-def check_seed(seed: Any) -> int:
-    """A seed, if it is one.
-
-    Raises:
-        InputError: it is no whole number from 0 to 2**32 - 1.
-    """
-    if not _is_whole(seed) or not 0 <= seed < 2**32:
-        raise InputError(f"seed: must be a whole number from 0 to {2**32 - 1}, not {seed!r}")
-    return int(seed)
-
-
-def check_count(name: str, value: Any) -> int:
-    """A number of things, if it is one.
-
-    Raises:
-        InputError: it is no whole number from 1.
-    """
-    if not _is_whole(value) or value < 1:
-        raise InputError(f"{name}: must be a whole number of at least 1, not {value!r}")
-    return int(value)
-
-
-def check_feather(feather: Any) -> None:
-    """Refuse what is no width.
-
-    Raises:
-        InputError: neither None nor a whole number from 0.
-    """
-    if feather is not None and (not _is_whole(feather) or feather < 0):
-        raise InputError(f"feather: must be a whole number of at least 0, not {feather!r}")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +30,7 @@ from dtc_jax.data.window import (
     extract_mask,
     put_back,
 )
+from dtc_jax.inference.checks import check_context
 
 MAX_WINDOW = 16384
 """Pixels; a wider window takes gigabytes. Only a panorama whose mask is wider than that needs one."""
@@ -75,16 +75,6 @@ class PreparedPhoto:
             width = default_feather(region.window, region.mask, image.shape[0]) if feather is None else feather
             result = put_back(result, image, region.window, region.mask, width)
         return result
-
-
-def check_context(context: float) -> None:
-    """Refuse what is no share.
-
-    Raises:
-        InputError: not a number of at least 0.
-    """
-    if not (math.isfinite(context) and context >= 0):
-        raise InputError(f"context: must be a number of at least 0, not {context}")
 
 
 def read_case(

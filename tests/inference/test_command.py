@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from dtc_jax.inference.command import main
 
@@ -31,6 +33,7 @@ def _flags(inputs: Path, model_folder: Path, **changes: str | None) -> list[str]
         "reference": str(inputs / "reference.png"),
         "output": str(inputs / "out.png"),
         "checkpoint": str(model_folder),
+        "batch-size": "1",  # on one device: nothing is compiled for several
         **changes,
     }
     return [part for name, value in flags.items() if value is not None for part in (f"--{name}", value)]
@@ -74,7 +77,7 @@ def test_manifest(inputs: Path, model_folder: Path) -> None:
         inputs, _entry("a"), _entry("b", mask=None, box=[10, 5, 30, 22], seed=3, category="bag", split="test")
     )
     out = inputs / "results" / "new"
-    flags = ["--manifest", manifest, "--output-dir", str(out), "--checkpoint", str(model_folder)]
+    flags = ["--manifest", manifest, "--output-dir", str(out), "--checkpoint", str(model_folder), "--batch-size", "1"]
     assert main(flags) == 0
     assert sorted(path.name for path in out.iterdir()) == ["a.png", "b.png", "results.jsonl"]
     for name, seed in [("a", "0"), ("b", "3")]:
@@ -125,6 +128,18 @@ def _expect_error(argv: list[str], capfd: pytest.CaptureFixture[str], *parts: st
         ({"checkpoint": "nowhere"}, ("nowhere", "no such folder")),
         ({"checkpoint": "INPUTS"}, ("neither a model folder",)),
         ({"output-dir": "x"}, ("--manifest",)),
+        ({"scene": "CUT"}, ("truncated", "damaged")),
+        ({"scene": "HUGE"}, ("too large", "2500000000")),
+        ({"mask": "HUGE"}, ("mask", "too large")),
+        ({"output": "SCENE"}, ("is an input",)),
+        ({"output": "REFERENCE"}, ("is an input",)),
+        ({"output": "x" * 300 + ".png"}, ("cannot be written",)),
+        ({"seed": "4294967296"}, ("seed",)),
+        ({"feather": "-1"}, ("feather",)),
+        ({"regions": "all"}, ("regions", "each", "largest", "together")),
+        ({"batch-size": "0"}, ("batch-size",)),
+        ({"num-processes": "2"}, ("--manifest",)),
+        ({"mask": None, "box": "-1,0,9,9"}, ("box -1,0,9,9",)),
         ({"manifest": "absent.jsonl"}, ("--manifest",)),
     ],
     ids=str,
@@ -139,10 +154,60 @@ def test_errors(
     (inputs / "text.png").write_text("text")
     Image.new("L", (8, 8), 255).save(inputs / "small.png")
     Image.new("L", (42, 30)).save(inputs / "black.png")
-    names = {"TEXT": "text.png", "OTHER_SIZE": "small.png", "EMPTY": "black.png", "INPUTS": "."}
+    random = np.random.default_rng(0).integers(0, 256, (300, 420, 3), np.uint8)
+    Image.fromarray(random).save(inputs / "cut.jpg")
+    content = (inputs / "cut.jpg").read_bytes()
+    (inputs / "cut.jpg").write_bytes(content[: len(content) // 2])
+    header = struct.pack(">4sIIBBBBB", b"IHDR", 50_000, 50_000, 8, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (inputs / "huge.png").write_bytes(start + struct.pack(">I4s", 0, b"IDAT"))
+    before = (inputs / "scene.png").read_bytes()
+    names = {
+        "CUT": "cut.jpg",
+        "HUGE": "huge.png",
+        "SCENE": "scene.png",
+        "REFERENCE": "../" + inputs.name + "/reference.png",
+    }
+    names |= {"TEXT": "text.png", "OTHER_SIZE": "small.png", "EMPTY": "black.png", "INPUTS": "."}
     changes = {name: str(inputs / names[value]) if value in names else value for name, value in changes.items()}
     _expect_error(_flags(inputs, model_folder, **changes), capfd, *parts)
-    assert not (inputs / "out.png").exists()
+    assert not (inputs / "out.png").exists() and (inputs / "scene.png").read_bytes() == before
+
+
+def test_a_product_in_each_place_of_the_mask(inputs: Path, model_folder: Path) -> None:
+    mask = np.zeros((30, 42), np.uint8)
+    mask[5:20, 4:16] = mask[8:22, 24:38] = 255
+    mask[27, 1:4] = 255  # a speck
+    Image.fromarray(mask).save(inputs / "mask.png")
+    scene, inside = _pixels(inputs / "scene.png"), mask > 0
+    inside[27] = False
+    results = {}
+    for regions in ("each", "largest", "together"):
+        assert main(_flags(inputs, model_folder, regions=regions)) == 0
+        results[regions] = _pixels(inputs / "out.png")
+        np.testing.assert_array_equal(results[regions][mask == 0], scene[mask == 0])
+    changed = {regions: (result != scene).any(axis=-1) for regions, result in results.items()}
+    assert changed["each"][inside].mean() > 0.9 and not changed["each"][27].any()
+    assert changed["largest"][:, 24:].any() and not changed["largest"][:, :24].any()
+    assert changed["together"][27, 1:4].any() and (results["together"] != results["each"]).any()
+    for box, name in [("4,5,16,20", "left"), ("24,8,38,22", "right")]:
+        assert main(_flags(inputs, model_folder, mask=None, box=box, output=str(inputs / f"{name}.png"))) == 0
+    np.testing.assert_array_equal(results["each"][:, :20], _pixels(inputs / "left.png")[:, :20])
+    np.testing.assert_array_equal(results["each"][:, 20:26], _pixels(inputs / "right.png")[:, 20:26])
+
+
+def test_what_the_scenes_file_says_goes_into_the_result(inputs: Path, model_folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x8298] = 6, "somebody"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    with Image.open(inputs / "scene.png") as scene:
+        scene.transpose(Image.Transpose.ROTATE_90).save(inputs / "turned.png", exif=exif, icc_profile=profile)
+    assert main(_flags(inputs, model_folder, scene=str(inputs / "turned.png"))) == 0
+    with Image.open(inputs / "out.png") as result:
+        assert result.size == (42, 30) and result.info["icc_profile"] == profile
+        assert result.getexif()[0x0112] == 1 and result.getexif()[0x8298] == "somebody"
+        outside = _pixels(inputs / "mask.png") == 0
+        np.testing.assert_array_equal(np.array(result)[outside], _pixels(inputs / "scene.png")[outside])
 
 
 def test_unwritable_output(

@@ -98,6 +98,16 @@ def test_seeds(pipeline: Pipeline) -> None:
     assert (three[0] != pipeline(scene, mask, reference, seed=4)[0]).any()
 
 
+def test_feather_of_the_pipeline(pipeline: Pipeline) -> None:
+    scene, mask, reference = _case(2, 80, 90)
+    hard = pipeline(scene, mask, reference, feather=0)[0]
+    soft = pipeline(scene, mask, reference)[0]
+    assert pipeline.prepare(scene, mask, reference).window.side // 16 == 2, "the result is enlarged"
+    np.testing.assert_array_equal(soft, pipeline(scene, mask, reference, feather=2)[0])
+    np.testing.assert_array_equal(soft[mask == 0], scene[mask == 0])
+    assert (hard[mask == 1] != soft[mask == 1]).any()
+
+
 def test_reference_hint_and_guidance_count(pipeline: Pipeline) -> None:
     batch, keys, settings = _batch(pipeline, 0), image_keys(0, 1), sampler_settings(pipeline.config)
 
@@ -180,6 +190,12 @@ def test_bad_numbers(pipeline: Pipeline) -> None:
         ("timestep_spacing", "even"),
         ("seed", -1),
         ("seed", 2**32),
+        ("seed", True),
+        ("seed", 1.0),
+        ("num_images", True),
+        ("feather", -1),
+        ("feather", 0.5),
+        ("batch_size", 0),
         ("context", -1.0),
     ]:
         with pytest.raises(InputError, match=name):

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dtc_jax.data.images import on_white, read_mask, read_reference, read_scene
+from dtc_jax.data.regions import split_regions
 from dtc_jax.inference.command import main
 from dtc_jax.inference.pipeline import Pipeline
 
@@ -17,23 +18,55 @@ def _shown(path: Path) -> np.ndarray:
     return np.array(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
 
 
-def test_every_case_through_one_manifest(real_inputs: Path, model_folder: Path, tmp_path: Path) -> None:
+def _odd(real_inputs: Path) -> list[Path]:
+    files = sorted(path for path in (real_inputs / "odd-inputs").iterdir() if path.suffix != ".json")
+    assert len(files) >= 18
+    return files
+
+
+def test_everything_through_one_run_of_the_command(real_inputs: Path, model_folder: Path, tmp_path: Path) -> None:
+    """All cases, and every odd file as scene and as reference, those that are masks as masks: pictures of the scenes'
+    own sizes that equal them outside the masks."""
     cases = json.loads((real_inputs / "cases.json").read_text())["cases"]
     assert len(cases) >= 16
-    lines = [
+    lines: list[dict] = [
         {"id": case["name"], **{field: str(real_inputs / case[field]) for field in ("scene", "mask", "reference")}}
         for case in cases
     ]
+    scene, reference = str(real_inputs / "odd-inputs" / "gray_128.jpg"), lines[0]["reference"]
+    for path in _odd(real_inputs):
+        lines.append({"id": f"scene-{path.name}", "scene": str(path), "box": [5, 7, 51, 46], "reference": reference})
+        lines.append({"id": f"reference-{path.name}", "scene": scene, "box": [30, 9, 80, 70], "reference": str(path)})
+        if "mask" in path.name:
+            blank = tmp_path / f"{path.name}.blank.png"
+            Image.new("RGB", Image.open(path).size, (90, 120, 200)).save(blank)
+            lines.append({"id": f"mask-{path.name}", "scene": str(blank), "mask": str(path), "reference": reference})
     (tmp_path / "cases.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    flags = ["--manifest", str(tmp_path / "cases.jsonl"), "--output-dir", str(tmp_path / "out")]
+    flags = ["--manifest", str(tmp_path / "cases.jsonl"), "--output-dir", str(tmp_path / "out"), "--batch-size", "1"]
     assert main([*flags, "--checkpoint", str(model_folder)]) == 0
-    for case in cases:
-        result = np.array(Image.open(tmp_path / "out" / f"{case['name']}.png"))
-        scene, mask = _shown(real_inputs / case["scene"]), np.array(Image.open(real_inputs / case["mask"])) >= 128
-        assert result.shape == scene.shape
-        np.testing.assert_array_equal(result[~mask], scene[~mask], err_msg=case["name"])
-        changed = (result[mask] != scene[mask]).any(axis=-1).mean()
-        assert changed > 0.5, f"{case['name']}: only {changed:.0%} of the mask was painted"
+    for line in lines:
+        with Image.open(tmp_path / "out" / f"{line['id']}.png") as image:
+            result, orientation = np.array(image), image.getexif().get(0x0112, 1)
+        scene_file = Path(line["scene"])
+        shown = read_scene(scene_file) if "16" in scene_file.name else _shown(scene_file)
+        assert result.shape == shown.shape and orientation == 1, line["id"]
+        if "box" in line:
+            x0, y0, x1, y1 = line["box"]
+            mask = np.zeros(shown.shape[:2], bool)
+            mask[y0:y1, x0:x1] = True
+        else:
+            with Image.open(line["mask"]) as image:
+                mask = np.array(image.convert("L")) >= 128
+        np.testing.assert_array_equal(result[~mask], shown[~mask], err_msg=line["id"])
+        changed = (result[mask] != shown[mask]).any(axis=-1).mean()
+        assert changed > 0.5, f"{line['id']}: only {changed:.0%} of the mask was painted"
+
+
+def test_each_of_two_people_is_a_place(real_inputs: Path) -> None:
+    mask = read_mask(real_inputs / "two-components-01" / "mask.png")
+    assert [int(region.sum()) for region in split_regions(mask)] == [23421, 22053]
+    for name in ("jpegmask_mask.jpg", "bench_dog_mask_blur.png", "rgba_256_mask.png"):
+        assert len(split_regions(read_mask(real_inputs / "odd-inputs" / name))) == 1, "noise is no place"
 
 
 def test_hints_of_the_real_cases_are_not_degenerate(real_inputs: Path, pipeline: Pipeline) -> None:
@@ -47,8 +80,7 @@ def test_hints_of_the_real_cases_are_not_degenerate(real_inputs: Path, pipeline:
 
 
 def test_odd_formats(real_inputs: Path) -> None:
-    files = sorted(path for path in (real_inputs / "odd-inputs").iterdir() if path.suffix != ".json")
-    assert files
+    files = _odd(real_inputs)
     for path in files:
         scene, reference = read_scene(path), on_white(read_reference(path))
         assert scene.dtype == reference.dtype == np.uint8 and scene.shape == reference.shape, path.name
