@@ -1,25 +1,29 @@
 """Image files, Pillow images and arrays as uint8 arrays, as displayed.
 
-EXIF orientation is applied. Palette, grey, alpha, CMYK and 16-bit images are read; 16-bit values lose their low byte. A
-scene's alpha is dropped, a mask's is composited on black, a reference's on white (`on_white`).
+EXIF orientation is applied. Palette, grey, alpha, CMYK, Lab and 16-bit images are read; 16-bit values lose their low
+byte. RGB values stay in their colour space (`read_photo` says which); CMYK, Lab and grey ones become sRGB by their
+profile. A scene's alpha is dropped, a mask's is composited on black, a reference's on white (`on_white`).
 """
 
 from __future__ import annotations
 
 import io
+import operator
 import os
 import tempfile
 import warnings
-import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageOps
 
 from dtc_jax.data.locations import LocationError, is_remote, read_bytes
+from dtc_jax.data.metadata import NO_METADATA, Metadata, metadata_of
+from dtc_jax.data.modes import has_alpha, to_8_bit, to_srgb
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
 """A path or URI, a Pillow image, or a uint8 array [h, w] or [h, w, 1 | 3 | 4]."""
@@ -27,48 +31,46 @@ ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
 MASK_THRESHOLD = 128
 """Mask values of at least this, of 255, are inside."""
 
-_ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
-# What Pillow's decoders raise on damaged files.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error, Image.DecompressionBombError)
-
 
 class InputError(ValueError):
     """An input that cannot be used; the message is one line: what it is, what is wrong with it, what to do."""
 
 
-def read_scene(source: ImageLike) -> UInt8[np.ndarray, "h w 3"]:
-    """A scene as uint8 RGB; its alpha is dropped.
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A photo as displayed."""
+
+    pixels: UInt8[np.ndarray, "h w 3"]
+    """RGB; alpha is dropped."""
+    metadata: Metadata = NO_METADATA
+    """What a picture made of it says of itself, too."""
+
+
+def read_photo(source: ImageLike, what: str = "scene") -> Photo:
+    """A photo with its metadata.
 
     Raises:
         InputError: missing, unreadable, or not an image (here and below).
     """
-    return np.array(_to_8_bit(_open(source, "scene"), "scene").convert("RGB"))
+    image = _open(source, what)
+    metadata = metadata_of(image)
+    return Photo(np.array(_converted(image, what).convert("RGB")), metadata)
+
+
+def read_scene(source: ImageLike) -> UInt8[np.ndarray, "h w 3"]:
+    """A scene as uint8 RGB; its alpha is dropped."""
+    return read_photo(source).pixels
 
 
 def read_reference(source: ImageLike) -> UInt8[np.ndarray, "h w c"]:
     """A reference as uint8 RGB, or RGBA where some of it is transparent (trimming looks at alpha; see `on_white`)."""
-    image = _to_8_bit(_open(source, "reference"), "reference")
-    if not _has_alpha(image):
+    image = _converted(_open(source, "reference"), "reference")
+    if not has_alpha(image):
         return np.array(image.convert("RGB"))
     array = np.array(image.convert("RGBA"))
     if not array[..., 3].any():
         raise InputError(f"reference {_name(source)}: wholly transparent; give a photo of the product")
     return array if (array[..., 3] < 255).any() else np.ascontiguousarray(array[..., :3])
-
-
-def read_profile(path: str | os.PathLike[str]) -> bytes | None:
-    """The ICC profile of an RGB image file, so that a result in the same colour space can say so; None if it has none.
-
-    `read_scene` leaves RGB values as they are, in whatever RGB space they are.
-    """
-    try:
-        with Image.open(path) as image:
-            profile = image.info.get("icc_profile")
-            # Bytes 16 to 20 of a profile's header name the space of the values.
-            usable = image.mode in ("RGB", "RGBA", "P") and profile and profile[16:20] == b"RGB "
-            return profile if usable else None
-    except _DECODE_ERRORS:
-        return None
 
 
 def on_white(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
@@ -109,8 +111,11 @@ def read_mask_levels(source: ImageLike) -> UInt8[np.ndarray, "h w"]:
     """A mask before the threshold: 0 to 255, alpha composited on black. See `read_mask`."""
     if isinstance(source, np.ndarray):
         source = _mask_array(source)
-    image = _to_8_bit(_open(source, "mask"), "mask")
-    if _has_alpha(image):
+    image = _shifted(_open(source, "mask"), "mask")
+    if image.mode in ("CMYK", "LAB"):
+        image = to_srgb(image)
+    # A grey mask's profile is passed over: its values are no colours.
+    if has_alpha(image):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     return np.array(image.convert("L"))
@@ -125,7 +130,10 @@ def read_box(box: Sequence[int], size: tuple[int, int]) -> UInt8[np.ndarray, "h 
     height, width = size
     if len(box) != 4:
         raise InputError(f"box: needs four numbers x0,y0,x1,y1, not {len(box)}")
-    x0, y0, x1, y1 = (int(value) for value in box)
+    try:
+        x0, y0, x1, y1 = (operator.index(value) for value in box)
+    except TypeError:
+        raise InputError(f"box: needs four whole numbers x0,y0,x1,y1, not {list(box)}") from None
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
         raise InputError(
             f"box {x0},{y0},{x1},{y1}: needs 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height} "
@@ -136,11 +144,16 @@ def read_box(box: Sequence[int], size: tuple[int, int]) -> UInt8[np.ndarray, "h 
     return mask
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, inputs: Sequence[str | os.PathLike[str] | None] = ()) -> None:
     """Check that an image can be written, before the work of making it.
 
+    Args:
+        path: what is to be written.
+        inputs: files that it must not take the place of, by any name; None and what is no local file are passed over.
+
     Raises:
-        InputError: a suffix other than .png, a folder in its place, or a folder above it that is absent or read-only.
+        InputError: a suffix other than .png, a folder in its place, a folder above it that is absent or read-only, or
+            one of the inputs.
     """
     if path.suffix.lower() != ".png":
         raise InputError(f"output {path}: unknown suffix {path.suffix!r}; only .png is written, because it is lossless")
@@ -151,10 +164,14 @@ def check_output(path: Path) -> None:
         raise InputError(f"output {path}: no such folder: {folder}; make it first")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"output {path}: cannot write to the folder {folder}")
+    if path.exists():
+        for taken in inputs:
+            if taken is not None and not is_remote(taken) and os.path.exists(taken) and os.path.samefile(path, taken):
+                raise InputError(f"output {path}: is an input ({taken}), which would be lost; name another file")
 
 
-def write_image(path: Path, image: UInt8[np.ndarray, "h w 3"], profile: bytes | None = None) -> None:
-    """Write a PNG, with an ICC profile if there is one, beside its destination and rename it.
+def write_image(path: Path, image: UInt8[np.ndarray, "h w 3"], metadata: Metadata | None = None) -> None:
+    """Write a PNG, with the metadata of the photo that it was made of, beside its destination and rename it.
 
     Raises:
         InputError: it cannot be written.
@@ -164,7 +181,7 @@ def write_image(path: Path, image: UInt8[np.ndarray, "h w 3"], profile: bytes | 
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
-            Image.fromarray(image).save(file, format="PNG", icc_profile=profile)
+            Image.fromarray(image).save(file, format="PNG", **_saved_with(metadata or NO_METADATA))
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files
@@ -177,6 +194,11 @@ def write_image(path: Path, image: UInt8[np.ndarray, "h w 3"], profile: bytes | 
             Path(temporary).unlink(missing_ok=True)
 
 
+def _saved_with(metadata: Metadata) -> dict[str, bytes]:
+    entries = {"icc_profile": metadata.icc_profile, "exif": metadata.exif}
+    return {name: value for name, value in entries.items() if value is not None}
+
+
 def _name(source: Any) -> str:
     return str(source) if isinstance(source, str | os.PathLike) else f"({type(source).__name__})"
 
@@ -185,32 +207,59 @@ def _open(source: Any, what: str) -> Image.Image:
     """The decoded image, oriented as displayed."""
     if isinstance(source, np.ndarray):
         return _from_array(source, what)
+    if isinstance(source, Image.Image):
+        return _decoded(source, what, _name(source))
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"{what}: needs a path, a Pillow image or a numpy array, not {type(source).__name__}")
     try:
-        with warnings.catch_warnings():
-            # A large photo is no reason for a warning; beyond twice that size Pillow refuses.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            if isinstance(source, Image.Image):
-                return ImageOps.exif_transpose(source)
-            if not isinstance(source, str | os.PathLike):
-                raise InputError(f"{what}: needs a path, a Pillow image or a numpy array, not {type(source).__name__}")
-            with Image.open(io.BytesIO(read_bytes(source)) if is_remote(source) else source) as image:
-                image.load()
-                return ImageOps.exif_transpose(image)
+        content: IO[bytes] = io.BytesIO(read_bytes(source)) if is_remote(source) else open(source, "rb")  # noqa: SIM115
     except LocationError as error:
         raise InputError(f"{what} {source}: cannot be read ({error})") from None
     except FileNotFoundError:
-        raise InputError(f"{what} {source}: no such file") from None
+        raise InputError(f"{what} {_name(source)}: no such file") from None
     except IsADirectoryError:
-        raise InputError(f"{what} {source}: is a folder; name an image file") from None
+        raise InputError(f"{what} {_name(source)}: is a folder; name an image file") from None
     except PermissionError:
-        raise InputError(f"{what} {source}: cannot be read (permission denied)") from None
+        raise InputError(f"{what} {_name(source)}: cannot be read (permission denied)") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what} {_name(source)}: cannot be read ({_reason(error)})") from None
+    with content:
+        return _decoded(content, what, _name(source))
+
+
+def _decoded(source: Any, what: str, name: str) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # A large photo is no reason for a warning; beyond twice that size Pillow refuses.
+            warnings.simplefilter("ignore")
+            if isinstance(source, Image.Image):
+                return _oriented(source)
+            with Image.open(source) as image:
+                image.load()
+                return _oriented(image)
     except Image.UnidentifiedImageError:
-        raise InputError(f"{what} {_name(source)}: not an image that Pillow can read; give a JPEG or PNG") from None
-    except InputError:
-        raise
-    except _DECODE_ERRORS as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{what} {_name(source)}: cannot be decoded ({reason}); the file may be damaged") from None
+        raise InputError(f"{what} {name}: not an image that Pillow can read; give a JPEG or PNG") from None
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{what} {name}: too large ({str(error).split(', could')[0]}); make it smaller") from None
+    except MemoryError:
+        raise InputError(f"{what} {name}: too large for this machine's memory; make it smaller") from None
+    # Every format's decoder has its own errors on damaged files.
+    except Exception as error:
+        raise InputError(f"{what} {name}: cannot be decoded ({_reason(error)}); the file may be damaged") from None
+
+
+def _oriented(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    # A damaged EXIF block turns nothing, in a viewer neither.
+    except Exception:
+        image.load()
+        return image.copy()
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _from_array(array: np.ndarray, what: str) -> Image.Image:
@@ -234,24 +283,12 @@ def _mask_array(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _has_alpha(image: Image.Image) -> bool:
-    return image.mode in _ALPHA_MODES or "transparency" in image.info
+def _shifted(image: Image.Image, what: str) -> Image.Image:
+    try:
+        return to_8_bit(image)
+    except ValueError as error:
+        raise InputError(f"{what}: {error}") from None
 
 
-def _to_8_bit(image: Image.Image, what: str) -> Image.Image:
-    """16-bit images as 8-bit ones (Pillow would clip), CMYK with a profile as sRGB; other modes as they are."""
-    if image.mode.startswith("I"):
-        values = np.array(image)
-        values = values.astype(np.int64) >> 8
-        return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
-    if image.mode == "F":
-        raise InputError(f"{what}: floating-point images have no set range; save it with 8 or 16 bits")
-    profile = image.info.get("icc_profile")
-    if image.mode == "CMYK" and profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        except (ImageCms.PyCMSError, OSError):
-            return image
-        return converted or image
-    return image
+def _converted(image: Image.Image, what: str) -> Image.Image:
+    return to_srgb(_shifted(image, what))

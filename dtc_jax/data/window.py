@@ -104,7 +104,7 @@ def put_back(
         generated: the model's result for the window: floating-point in [0, 1], or uint8.
         window: where it belongs.
         mask: of the whole photo, non-zero = fill.
-        feather: width in pixels of the blend from scene to result, inside the mask.
+        feather: width in pixels of the blend from scene to result, inside the mask; see also `default_feather`.
     """
     if generated.dtype != np.uint8:
         generated = np.rint(np.clip(generated, 0, 1) * 255).astype(np.uint8)
@@ -116,13 +116,41 @@ def put_back(
     inside = mask[rows, columns] != 0
     target = result[rows, columns]
     if feather > 0:
-        # The scene continues beyond the photo's border, so that the blend is along the mask's own edge only.
-        padded = np.pad(mask != 0, feather, mode="edge").astype(np.uint8)
-        distance = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[feather:-feather, feather:-feather][rows, columns]
-        weight = np.clip(distance / (feather + 1), 0, 1)[..., None]
+        weight = np.clip(_depth(mask, rows, columns, feather) / (feather + 1), 0, 1)[..., None]
         patch = np.rint(target + weight * (patch.astype(np.float32) - target)).astype(np.uint8)
     target[inside] = patch[inside]
     return result
+
+
+def default_feather(window: Window, mask: UInt8[np.ndarray, "h w"], size: int) -> int:
+    """As many of the photo's pixels as one of the model's covers, where the result has to be enlarged; else 0.
+
+    The model knows its result's edge no better than that. Of the mask's largest depth it is a quarter at most, so that
+    a thin mask shows the product and not the scene.
+
+    Args:
+        window: where the result belongs.
+        mask: of the whole photo, non-zero = fill.
+        size: side of the model's images.
+    """
+    wanted = window.side // size if window.side > size else 0
+    if wanted == 0:
+        return 0
+    depth = float(_depth(mask, *window.overlap(*mask.shape), 4 * wanted).max())
+    return min(wanted, int(depth / 4))
+
+
+def _depth(mask: UInt8[np.ndarray, "h w"], rows: slice, columns: slice, most: int) -> Float[np.ndarray, "rows columns"]:
+    """How far inside the mask each pixel of the window lies, in pixels, right up to `most`; 0 outside.
+
+    The scene continues beyond the photo's border, so that the border is no edge of the mask.
+    """
+    # One pixel more where there is one: the window may end where the mask does.
+    top, left = max(rows.start - 1, 0), max(columns.start - 1, 0)
+    around = mask[top : rows.stop + 1, left : columns.stop + 1] != 0
+    distance = cv2.distanceTransform(np.pad(around, most, mode="edge").astype(np.uint8), cv2.DIST_L2, 5)
+    y, x = most + rows.start - top, most + columns.start - left
+    return distance[y : y + rows.stop - rows.start, x : x + columns.stop - columns.start]
 
 
 def _pad(image: np.ndarray, window: Window, border: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -16,10 +16,13 @@ from jaxtyping import Float, UInt8
 
 from dtc_jax.config import ExperimentConfig
 from dtc_jax.data.images import ImageLike, InputError
+from dtc_jax.data.regions import Regions
 from dtc_jax.data.window import DEFAULT_CONTEXT
 from dtc_jax.diffusion import SolverName, TimestepSpacing
+from dtc_jax.inference.batches import generate_on, replicate
 from dtc_jax.inference.generate import generate_jit, image_keys
-from dtc_jax.inference.prepare import Prepared, read_case
+from dtc_jax.inference.prepare import Prepared, PreparedPhoto, read_case
+from dtc_jax.inference.reference_tokens import Catalogue, with_tokens
 from dtc_jax.inference.settings import CHECKPOINTS_OWN, SamplingChoices, resolve_sampling, sampler_settings
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights.model_folder import check_params
@@ -49,11 +52,13 @@ class Pipeline:
         config: the checkpoint's; its sampling section gives the defaults.
         params: every network but `vgg`, on the device.
         dtype: type of the networks' arithmetic.
+        catalogue: references whose tokens are computed already; see `with_catalogue`.
     """
 
     config: ExperimentConfig
     params: Mapping[str, Any]
     dtype: DTypeLike = jnp.float32
+    catalogue: Catalogue | None = None
 
     @classmethod
     def load(cls, checkpoint: str | os.PathLike[str] | None = None, dtype: DTypeLike | None = None) -> Pipeline:
@@ -89,6 +94,15 @@ class Pipeline:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.dtype(config.training.compute_dtype)
         return cls(config, jax.device_put(params), dtype)
 
+    def with_catalogue(self, path: str | os.PathLike[str]) -> Pipeline:
+        """This pipeline with the tokens of a catalogue (`python -m dtc_jax.inference.catalogue`) in place of the image
+        encoder's, for the references that it holds; the images are the same.
+
+        Raises:
+            InputError: no catalogue, or one of other networks.
+        """
+        return replace(self, catalogue=Catalogue.open(path, self.config, self.params, self.dtype))
+
     def __call__(
         self,
         scene: ImageLike,
@@ -108,7 +122,8 @@ class Pipeline:
         timestep_spacing: TimestepSpacing | None = None,
         context: float = DEFAULT_CONTEXT,
         keep_backdrop: bool = False,
-        feather: int = 0,
+        feather: int | None = None,
+        regions: Regions = "each",
         batch_size: int = 1,
     ) -> list[UInt8[np.ndarray, "h w 3"]]:
         """Paint the reference's product into the masked region of the scene.
@@ -130,7 +145,10 @@ class Pipeline:
             timestep_spacing: how the steps are spread over the noise levels; see `sampling_timesteps`.
             context: how much of the scene round the mask the model sees; see `window.crop_window`.
             keep_backdrop: leave a reference's off-white studio backdrop as it is, in place of making it white.
-            feather: width in pixels of a blend along the mask's edge, inside it.
+            feather: width in pixels of a blend along the mask's edge, inside it; None takes as many as one of the
+                model's pixels covers, which is none where the result is not enlarged.
+            regions: what a mask of several parts means: the product in `each` of them, in the `largest`, or one product
+                over all of them `together`. Specks are no parts.
             batch_size: images per call of the compiled function.
 
         Returns:
@@ -149,15 +167,17 @@ class Pipeline:
             eta=eta,
             timestep_spacing=timestep_spacing,
         )
-        if num_images < 1:
-            raise InputError(f"num_images: must be at least 1, not {num_images}")
-        case = self.prepare(scene, mask, reference, box=box, context=context, keep_backdrop=keep_backdrop)
+        check_count("num_images", num_images)
+        check_feather(feather)
+        case = self.prepare_regions(
+            scene, mask, reference, box=box, context=context, keep_backdrop=keep_backdrop, regions=regions
+        )
         results = self.generate(
-            ((case, seed, index) for index in range(num_images)),
+            ((region, seed, index) for index in range(num_images) for region in case.regions),
             choices,
             batch_size=batch_size,
         )
-        return [case.put_back(image, feather) for image in results]
+        return [case.put_back(list(islice(results, len(case.regions))), feather) for _ in range(num_images)]
 
     def prepare(
         self,
@@ -169,9 +189,34 @@ class Pipeline:
         context: float = DEFAULT_CONTEXT,
         keep_backdrop: bool = False,
     ) -> Prepared:
-        """One case, read, checked and brought to the model's sizes, for `generate`; see `read_case`."""
-        model = self.config.model
-        return read_case(scene, mask, reference, model, box=box, context=context, keep_backdrop=keep_backdrop)
+        """One case, read, checked and brought to the model's sizes, for `generate`; all of the mask is one region."""
+        together = self.prepare_regions(
+            scene, mask, reference, box=box, context=context, keep_backdrop=keep_backdrop, regions="together"
+        )
+        return together.regions[0]
+
+    def prepare_regions(
+        self,
+        scene: ImageLike,
+        mask: ImageLike | None,
+        reference: ImageLike,
+        *,
+        box: Sequence[int] | None = None,
+        context: float = DEFAULT_CONTEXT,
+        keep_backdrop: bool = False,
+        regions: Regions = "each",
+    ) -> PreparedPhoto:
+        """As `prepare`, with every region of the mask on its own; see `read_case`."""
+        return read_case(
+            scene,
+            mask,
+            reference,
+            self.config.model,
+            box=box,
+            context=context,
+            keep_backdrop=keep_backdrop,
+            regions=regions,
+        )
 
     def generate(
         self,
@@ -193,17 +238,88 @@ class Pipeline:
         Raises:
             InputError: a choice out of range.
         """
+        for batch in self.generate_batches(cases, choices, batch_size=batch_size):
+            yield from batch
+
+    def generate_batches(
+        self,
+        cases: Iterable[tuple[Prepared, int, int]],
+        choices: SamplingChoices = CHECKPOINTS_OWN,
+        *,
+        batch_size: int = 1,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> Iterator[list[Float[np.ndarray, "size size 3"]]]:
+        """As `generate`, a batch at a time, on several devices; the next one is read while the devices are at work.
+
+        Args:
+            cases: see `generate`.
+            choices: how to sample, where not as the checkpoint says.
+            batch_size: on all devices together, a multiple of their number.
+            devices: this process's; None: where the parameters are.
+
+        Yields:
+            The images of each batch.
+
+        Raises:
+            InputError: a choice out of range.
+        """
+        check_count("batch_size", batch_size)
         settings = sampler_settings(self.config, choices, self.dtype)
         scale = jnp.float32(resolve_sampling(self.config, choices).guidance_scale)
+        several = devices is not None and len(devices) > 1
+        params = replicate(self.params, devices) if several and devices is not None else self.params
         remaining = iter(cases)
+        sampled: tuple[jax.Array, int] | None = None
         while chunk := list(islice(remaining, batch_size)):
             filled = chunk + [chunk[-1]] * (batch_size - len(chunk))
-            batch = {name: np.stack([case.batch[name] for case, _, _ in filled]) for name in chunk[0][0].batch}
-            keys = jnp.concatenate([image_keys(_seed(seed), 1, first=index) for _, seed, index in filled])
-            yield from np.asarray(generate_jit(self.params, batch, keys, scale, settings))[: len(chunk)]
+            cases_of_batch = [case.batch for case, _, _ in filled]
+            if self.catalogue is not None:
+                cases_of_batch = with_tokens(self.catalogue, cases_of_batch, self.params, settings)
+            batch = {name: np.stack([case[name] for case in cases_of_batch]) for name in cases_of_batch[0]}
+            keys = jnp.concatenate([image_keys(check_seed(seed), 1, first=index) for _, seed, index in filled])
+            if several and devices is not None:
+                images = generate_on(params, batch, keys, scale, settings, devices)
+            else:
+                images = generate_jit(params, batch, keys, scale, settings)
+            # The batch before is fetched once this one is under way.
+            if sampled is not None:
+                yield list(np.asarray(sampled[0])[: sampled[1]])
+            sampled = images, len(chunk)
+        if sampled is not None:
+            yield list(np.asarray(sampled[0])[: sampled[1]])
 
 
-def _seed(seed: int) -> int:
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed: must be from 0 to {2**32 - 1}, not {seed}")
-    return seed
+def check_seed(seed: Any) -> int:
+    """A seed, if it is one.
+
+    Raises:
+        InputError: it is no whole number from 0 to 2**32 - 1.
+    """
+    if not _is_whole(seed) or not 0 <= seed < 2**32:
+        raise InputError(f"seed: must be a whole number from 0 to {2**32 - 1}, not {seed!r}")
+    return int(seed)
+
+
+def check_count(name: str, value: Any) -> int:
+    """A number of things, if it is one.
+
+    Raises:
+        InputError: it is no whole number from 1.
+    """
+    if not _is_whole(value) or value < 1:
+        raise InputError(f"{name}: must be a whole number of at least 1, not {value!r}")
+    return int(value)
+
+
+def check_feather(feather: Any) -> None:
+    """Refuse what is no width.
+
+    Raises:
+        InputError: neither None nor a whole number from 0.
+    """
+    if feather is not None and (not _is_whole(feather) or feather < 0):
+        raise InputError(f"feather: must be a whole number of at least 0, not {feather!r}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

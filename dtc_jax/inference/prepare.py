@@ -14,18 +14,33 @@ from dtc_jax.data.hints import stitch
 from dtc_jax.data.images import (
     ImageLike,
     InputError,
+    Photo,
     read_box,
     read_mask,
+    read_photo,
     read_reference,
-    read_scene,
 )
 from dtc_jax.data.references import clean_reference, frame_reference
-from dtc_jax.data.window import DEFAULT_CONTEXT, Window, crop_window, extract, extract_mask, put_back
+from dtc_jax.data.regions import Regions, split_regions
+from dtc_jax.data.window import (
+    DEFAULT_CONTEXT,
+    Window,
+    crop_window,
+    default_feather,
+    extract,
+    extract_mask,
+    put_back,
+)
+
+MAX_WINDOW = 16384
+"""Pixels; a wider window takes gigabytes. Only a panorama whose mask is wider than that needs one."""
+
+Generated = Float[np.ndarray, "size size 3"] | UInt8[np.ndarray, "size size 3"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
-    """One case, ready to sample, and what is needed to put the result back."""
+    """One region of one case, ready to sample, and what is needed to put the result back."""
 
     batch: dict[str, np.ndarray]
     """uint8 `scene`, `hint` [size, size, 3], `mask` [size, size, 1] {0, 1} and `reference` [r, r, 3]: no batch axis."""
@@ -40,8 +55,40 @@ class Prepared:
         return put_back(self.scene, generated, self.window, self.mask, feather)
 
 
+@dataclass(frozen=True, eq=False)
+class PreparedPhoto:
+    """One case whose mask has one region or several, ready to sample, and what is needed to put the results back."""
+
+    photo: Photo
+    regions: tuple[Prepared, ...]
+    """One for each place of the product; each is sampled with the same seed."""
+
+    def put_back(self, generated: Sequence[Generated], feather: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
+        """The photo with every region's result inside its mask.
+
+        Args:
+            generated: the model's results, one for each of `regions`.
+            feather: width in pixels of the blend along the masks' edges, inside them; None: see `default_feather`.
+        """
+        result = self.photo.pixels
+        for region, image in zip(self.regions, generated, strict=True):
+            width = default_feather(region.window, region.mask, image.shape[0]) if feather is None else feather
+            result = put_back(result, image, region.window, region.mask, width)
+        return result
+
+
+def check_context(context: float) -> None:
+    """Refuse what is no share.
+
+    Raises:
+        InputError: not a number of at least 0.
+    """
+    if not (math.isfinite(context) and context >= 0):
+        raise InputError(f"context: must be a number of at least 0, not {context}")
+
+
 def read_case(
-    scene: ImageLike,
+    scene: ImageLike | Photo,
     mask: ImageLike | None,
     reference: ImageLike,
     config: ModelConfig,
@@ -49,7 +96,8 @@ def read_case(
     box: Sequence[int] | None = None,
     context: float = DEFAULT_CONTEXT,
     keep_backdrop: bool = False,
-) -> Prepared:
+    regions: Regions = "each",
+) -> PreparedPhoto:
     """Read and check one case and bring it to the model's sizes.
 
     Args:
@@ -60,21 +108,36 @@ def read_case(
         box: x0, y0, x1, y1 in pixels of the displayed scene.
         context: see `window.crop_window`.
         keep_backdrop: see `prepare`.
+        regions: what a mask of several parts means; see `split_regions`.
 
     Raises:
         InputError: an input that cannot be used.
     """
-    if not (math.isfinite(context) and context >= 0):
-        raise InputError(f"context: must be a number of at least 0, not {context}")
-    photo = read_scene(scene)
-    size = (photo.shape[0], photo.shape[1])
+    check_context(context)
+    photo = scene if isinstance(scene, Photo) else read_photo(scene)
+    size = (photo.pixels.shape[0], photo.pixels.shape[1])
     if mask is not None and box is None:
         region = read_mask(mask, size)
     elif box is not None and mask is None:
         region = read_box(box, size)
     else:
         raise InputError("mask and box: give one of the two")
-    return prepare(photo, region, read_reference(reference), config, context, keep_backdrop)
+    try:
+        masks = split_regions(region, regions)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    side = max(crop_window(mask, context).side for mask in masks)
+    if side > MAX_WINDOW:
+        raise InputError(
+            f"scene: the square round the mask is {side} pixels wide, of {MAX_WINDOW} at most; make the scene smaller, "
+            "or the mask"
+        )
+    product = read_reference(reference)
+    if not keep_backdrop:
+        product = clean_reference(product)
+    return PreparedPhoto(
+        photo, tuple(prepare(photo.pixels, mask, product, config, context, keep_backdrop=True) for mask in masks)
+    )
 
 
 def prepare(

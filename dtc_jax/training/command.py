@@ -18,8 +18,8 @@ import jax
 import tyro
 
 from dtc_jax.arguments import UsageError, parse_arguments
+from dtc_jax.cluster import ClusterOptions, connect, launched, leave
 from dtc_jax.config import ConfigError, ExperimentConfig
-from dtc_jax.training.cluster import ClusterOptions, connect, launched, leave
 from dtc_jax.training.shared_folder import check_local_path, check_shared_folder
 from dtc_jax.training.step import NonFiniteError
 from dtc_jax.training.stopping import Stopped

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -15,7 +16,7 @@ from dtc_jax.data.images import (
     on_white,
     read_box,
     read_mask,
-    read_profile,
+    read_photo,
     read_reference,
     read_scene,
     write_image,
@@ -154,11 +155,87 @@ def test_output_is_checked_and_written_whole(tmp_path: Path) -> None:
             check_output(tmp_path / name)
 
 
+def _profile(name: str) -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile(name)).tobytes()  # type: ignore[arg-type]
+
+
 def test_profile_of_an_rgb_scene_goes_into_the_result(tmp_path: Path) -> None:
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = _profile("sRGB")
     Image.fromarray(_photo()).save(tmp_path / "a.png", icc_profile=profile)
-    write_image(tmp_path / "b.png", _photo(), read_profile(tmp_path / "a.png"))
+    write_image(tmp_path / "b.png", _photo(), read_photo(tmp_path / "a.png").metadata)
     assert Image.open(tmp_path / "b.png").info["icc_profile"] == profile
     Image.fromarray(_photo()[..., 0]).save(tmp_path / "grey.png", icc_profile=profile)
-    assert read_profile(tmp_path / "grey.png") is None
-    assert read_profile(tmp_path / "absent.png") is None
+    assert read_photo(tmp_path / "grey.png").metadata.icc_profile is None
+    np.testing.assert_array_equal(read_scene(tmp_path / "grey.png")[..., 0], _photo()[..., 0])
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_exif_goes_into_the_result_with_its_orientation_reset(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x013B], exif[0x0111] = orientation, "A. Photographer", 77  # StripOffsets: of another file
+    exif[0x8769] = {0x9003: "2026:11:01 10:00:00", 0x927C: b"maker's note", 0xA002: 64, 0xA003: 32}
+    exif[0x8825] = {1: "N", 2: (52.0, 30.0, 0.0)}
+    Image.new("RGB", (64, 32), (200, 90, 30)).save(tmp_path / "a.jpg", exif=exif)
+    photo = read_photo(tmp_path / "a.jpg")
+    write_image(tmp_path / "b.png", photo.pixels, photo.metadata)
+    with Image.open(tmp_path / "b.png") as result:
+        size, kept = result.size, result.getexif()
+    assert size == ((64, 32) if orientation == 1 else (32, 64))
+    assert (kept[0x0112], kept[0x013B], 0x0111 in kept) == (1, "A. Photographer", False)
+    details = kept.get_ifd(0x8769)
+    assert details[0x9003] == "2026:11:01 10:00:00" and 0x927C not in details
+    assert (details[0xA002], details[0xA003]) == size
+    assert kept.get_ifd(0x8825)[1] == "N"
+    np.testing.assert_array_equal(read_scene(tmp_path / "b.png"), photo.pixels)
+
+
+@pytest.mark.parametrize("block", [b"", b"Exif\0\0", b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff"])
+def test_damaged_exif_is_left_out(tmp_path: Path, block: bytes) -> None:
+    Image.fromarray(_photo()).save(tmp_path / "a.png", exif=block)
+    photo = read_photo(tmp_path / "a.png")
+    np.testing.assert_array_equal(photo.pixels, _photo())
+    assert photo.metadata.exif is None
+
+
+def test_16_bit_colour_keeps_the_high_byte(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (5, 7, 3)).astype(np.uint16)
+    assert cv2.imwrite(str(tmp_path / "a.png"), values[..., ::-1])
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == "RGB"
+    np.testing.assert_array_equal(read_scene(tmp_path / "a.png"), values >> 8)
+    alpha = np.concatenate([values[..., ::-1], np.full((5, 7, 1), 0x80FF, np.uint16)], axis=-1)
+    assert cv2.imwrite(str(tmp_path / "b.png"), alpha)
+    assert (read_reference(tmp_path / "b.png")[..., 3] == 0x80).all()
+
+
+def test_lab_becomes_srgb(tmp_path: Path) -> None:
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    colours = Image.new("RGB", (4, 3), (200, 90, 30))
+    ImageCms.applyTransform(colours, to_lab).save(tmp_path / "a.tif")
+    found = read_scene(tmp_path / "a.tif")
+    assert found.shape == (3, 4, 3) and np.abs(found.astype(int) - (200, 90, 30)).max() <= 4
+
+
+def test_profiles_of_what_is_not_rgb_are_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A profile of the mode's own space is used, another's is not; the result is sRGB and says nothing else."""
+    grey = Image.new("L", (4, 3), 100)
+    grey.info["icc_profile"] = b"\0" * 16 + b"GRAY"
+    seen = []
+
+    def convert(image: Image.Image, source: object, target: object, outputMode: str) -> Image.Image:
+        seen.append(image.mode)
+        return Image.new(outputMode, image.size, (1, 2, 3))
+
+    monkeypatch.setattr(ImageCms, "profileToProfile", convert)
+    monkeypatch.setattr(ImageCms, "ImageCmsProfile", lambda file: file)
+    photo = read_photo(grey)
+    assert (photo.pixels == (1, 2, 3)).all() and photo.metadata.icc_profile is None
+    assert (read_mask(np.full((3, 4), 200, np.uint8)) == 1).all() and seen == ["L"]
+    mask = Image.new("L", (4, 3), 200)
+    mask.info["icc_profile"] = grey.info["icc_profile"]
+    assert (read_mask(mask) == 1).all() and seen == ["L"], "a mask's values are no colours"
+    for mode, space in [("LA", b"GRAY"), ("CMYK", b"CMYK"), ("L", b"RGB "), ("CMYK", b"GRAY")]:
+        image = Image.new(mode, (4, 3))
+        image.info["icc_profile"] = b"\0" * 16 + space
+        read_scene(image)
+    assert seen == ["L", "L", "CMYK"]

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from dtc_jax.data.masks import bounding_box
-from dtc_jax.data.window import MIN_CONTEXT, Window, crop_window, extract, extract_mask, put_back
+from dtc_jax.data.window import (
+    MIN_CONTEXT,
+    Window,
+    crop_window,
+    default_feather,
+    extract,
+    extract_mask,
+    put_back,
+)
 
 
 def _random_case(seed: int) -> tuple[np.ndarray, np.ndarray, np.random.Generator]:
@@ -117,3 +125,31 @@ def test_feather_blends_inside_only() -> None:
     np.testing.assert_array_equal(result[:, 4, 0] > 0, mask[:, 4] > 0)
     assert result[2, 4, 0] < result[3, 4, 0] < result[4, 4, 0] == 255
     assert (result[4] == 255).all(), "the photo's border is no edge of the mask"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_feather_never_reaches_outside_and_counts_from_the_masks_edge(seed: int) -> None:
+    scene, mask, random = _random_case(seed)
+    window = crop_window(mask, float(random.choice([0.0, 0.65])))
+    white = put_back(np.zeros_like(scene), np.ones((16, 16, 3)), window, mask, feather=4)[..., 0] / 255
+    padded = np.pad(mask, 5, mode="edge")
+    for y, x in np.argwhere(mask):
+        around = padded[y : y + 11, x : x + 11]
+        gaps = np.argwhere(around == 0) - 5
+        distance = np.sqrt((gaps**2).sum(axis=1)).min() if len(gaps) else 99
+        assert abs(white[y, x] - min(distance / 5, 1)) < 0.06, (y, x)
+    np.testing.assert_array_equal(white[mask == 0], 0)
+
+
+def test_default_feather_is_one_pixel_of_the_models() -> None:
+    mask = np.zeros((400, 400), np.uint8)
+    mask[100:300, 100:300] = 1
+    window = Window(0, 0, 400)
+    assert default_feather(window, mask, 400) == default_feather(window, mask, 512) == 0
+    assert default_feather(window, mask, 128) == 3
+    mask[:] = 0
+    mask[100:300, 100:109] = 1
+    assert default_feather(window, mask, 64) == 1, "a quarter of a thin mask's depth"
+    mask[:, 101:] = 0
+    assert default_feather(window, mask, 64) == 0
+    assert default_feather(window, np.ones((400, 400), np.uint8), 64) == 6, "no edge at all"

@@ -63,7 +63,7 @@ class Launched:
 
 
 def launched(environment: Environment) -> Launched | None:
-    """What started several of these processes, or None: then this process trains alone."""
+    """What started several of these processes, or None: then this process runs alone."""
     for detect in (_open_mpi, _slurm, _cloud_tpu, _kubernetes):
         found = detect(environment)
         if found is not None:
@@ -86,7 +86,7 @@ def _slurm(environment: Environment) -> Launched | None:
         return None
     # A batch script has the numbers of a process too (0 of all); only srun makes a step of them.
     if "SLURM_STEP_NODELIST" not in environment:
-        logger.warning("SLURM has %d tasks, but srun did not start this process: it trains alone", count)
+        logger.warning("SLURM has %d tasks, but srun did not start this process: it runs alone", count)
         return None
     tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "")
     local_count = tasks_on_node(tasks, _number(environment, "SLURM_NODEID") or 0)

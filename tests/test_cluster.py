@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dtc_jax.config import ConfigError
-from dtc_jax.training.cluster import (
+from dtc_jax.cluster import (
     ClusterOptions,
     Launched,
     connect,
@@ -20,8 +19,9 @@ from dtc_jax.training.cluster import (
     visible_gpus,
     why_nobody_came,
 )
+from dtc_jax.config import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 SRUN = {
     "SLURM_JOB_ID": "7",
@@ -180,7 +180,7 @@ def test_what_jax_is_told(
     calls: list[tuple],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dtc_jax.training.cluster.visible_gpus", lambda env: visible_gpus(env, Path("/nowhere")))
+    monkeypatch.setattr("dtc_jax.cluster.visible_gpus", lambda env: visible_gpus(env, Path("/nowhere")))
     connect(ClusterOptions(**options), environment)
     assert calls == expected
 
@@ -235,7 +235,7 @@ def test_alone_in_the_end(process: int) -> None:
         listener.bind(("localhost", 0))
         port = listener.getsockname()[1]
     code = (
-        "import os; from dtc_jax.training.cluster import *\n"
+        "import os; from dtc_jax.cluster import *\n"
         f"connect(ClusterOptions(coordinator='localhost:{port}', num_processes=2, process_id={process}, "
         "connect_timeout=2), {})"
     )
