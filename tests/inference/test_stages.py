@@ -19,7 +19,7 @@ from dtc_jax.inference.settings import SamplerSettings
 from dtc_jax.inference.stages import Scene
 from dtc_jax.models.denoiser import Denoiser
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
-from tests.models.trees import random_tree
+from tests.models.trees import trained_tree
 
 STEPS, SCALE = 4, 2.0
 # The compiler's passes over machine code take longer than these runs do.
@@ -45,7 +45,7 @@ def settings_of(time: str, guidance: str) -> SamplerSettings:
 @pytest.fixture(scope="module")
 def params() -> dict[str, Any]:
     """Nothing is zero, so that every part has an effect."""
-    return random_tree(DiffuseToChoose(model("timestep")).shapes(), scale=0.1)
+    return trained_tree(DiffuseToChoose(model("timestep")).shapes())
 
 
 @pytest.fixture(scope="module")
