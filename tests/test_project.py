@@ -17,7 +17,7 @@ PACKAGE = ROOT / "dtc_jax"
 TEMPLATE = PACKAGE / "weights" / "export_pytorch" / "template"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if TEMPLATE not in path.parents)
 # The one program of the package that is PyTorch's; it runs as a process of its own.
-PYTORCH_PROGRAM = PACKAGE / "bench" / "pytorch_train.py"
+PYTORCH_PROGRAMS = [PACKAGE / "bench" / name for name in ("pytorch_train.py", "pytorch_sample.py")]
 
 
 def load_script(path: Path) -> ModuleType:
@@ -87,10 +87,11 @@ def test_package_imports_no_other_framework(path: Path) -> None:
     roots = {
         name.split(".")[0] for name in imported(path, in_functions="weights" not in path.relative_to(PACKAGE).parts)
     }
-    if path == PYTORCH_PROGRAM:
+    if path in PYTORCH_PROGRAMS:
         roots -= {"torch", "diffusers", "transformers"}
     assert not roots & {"torch", "tensorflow", "diffusers", "transformers"}
-    assert "dtc_jax.bench.pytorch_train" not in imported(path)
+    if path not in PYTORCH_PROGRAMS:
+        assert not {"dtc_jax.bench.pytorch_train", "dtc_jax.bench.pytorch_sample"} & set(imported(path))
 
 
 # config < data, models, diffusion < weights < inference < evaluation < training (docs/architecture.md).

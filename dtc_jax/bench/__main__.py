@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "data": "samples per second and CPU core, and memory, of the input pipeline",
+    "sample": "seconds per image, memory and compile time of the sampler, beside PyTorch's",
     "train": "images per second and utilisation of the train step, beside PyTorch's",
 }
 """What can be measured: each is a module of this package with `main(argv) -> exit code`."""

@@ -8,7 +8,15 @@ from dtc_jax.diffusion.dpm_solver import DPMSolverMultistep
 from dtc_jax.diffusion.guidance import classifier_free_guidance, guided_timesteps, rescale_guidance
 from dtc_jax.diffusion.parameterization import PredictionType, predict_noise, predict_x0, training_target
 from dtc_jax.diffusion.randomness import per_sample_keys, per_sample_normal
-from dtc_jax.diffusion.sampler import DenoiseFunction, sample
+from dtc_jax.diffusion.sampler import (
+    DenoiseFunction,
+    SamplerState,
+    Steps,
+    initial_state,
+    sample,
+    sample_steps,
+    sampling_steps,
+)
 from dtc_jax.diffusion.schedule import (
     NoiseSchedule,
     ScheduleKind,
@@ -29,13 +37,16 @@ __all__ = [
     "DenoiseFunction",
     "NoiseSchedule",
     "PredictionType",
+    "SamplerState",
     "ScheduleKind",
     "Solver",
     "SolverName",
+    "Steps",
     "TimestepSpacing",
     "add_noise",
     "classifier_free_guidance",
     "guided_timesteps",
+    "initial_state",
     "make_schedule",
     "make_solver",
     "per_sample_keys",
@@ -45,7 +56,9 @@ __all__ = [
     "previous_timesteps",
     "rescale_guidance",
     "sample",
+    "sample_steps",
     "sample_timesteps",
+    "sampling_steps",
     "sampling_timesteps",
     "scaled_linear_schedule",
     "schedule_from_betas",

@@ -1,11 +1,11 @@
 """The sampling loop: one `jax.lax.scan` over the timesteps, all of it traced, nothing returning to the host."""
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int32, Key, PyTree, UInt32
 
 from dtc_jax.diffusion.guidance import classifier_free_guidance, guided_timesteps, rescale_guidance
 from dtc_jax.diffusion.parameterization import PredictionType, predict_noise, predict_x0
@@ -18,6 +18,49 @@ from dtc_jax.diffusion.timesteps import TimestepSpacing, previous_timesteps
 #   -> (conditional model output, unconditional model output or None)
 DenoiseFunction: TypeAlias = Callable[[Array, Array, Any], tuple[Array, Array | None]]
 GuidanceScale: TypeAlias = float | Float[Array, ""] | Float[Array, " b"]
+
+
+class Steps(NamedTuple):
+    """Consecutive steps of a sampling run, as `sample_steps` goes through them; slices of it are steps, too."""
+
+    number: UInt32[Array, " steps"]
+    """Place in the whole run, from 0."""
+    timestep: Int32[Array, " steps"]
+    previous_timestep: Int32[Array, " steps"]
+    """Where each step leads; -1 is the end."""
+
+
+class SamplerState(NamedTuple):
+    """Where a run is between two steps."""
+
+    latents: Float[Array, "b *rest"]
+    """float32, at the noise level of the next step's timestep."""
+    solver_carry: PyTree
+    """What the solver remembers of earlier steps."""
+    predicted_x0: Float[Array, "b *rest"]
+    """The last step's estimate of the clean latents (zeros before the first step): what a preview shows."""
+
+
+def sampling_steps(
+    schedule: NoiseSchedule,
+    solver: Solver,
+    num_inference_steps: int,
+    spacing: TimestepSpacing = "leading",
+    steps_offset: int = 1,
+) -> Steps:
+    """All steps of a solver's run; the other arguments and errors are those of `sampling_timesteps`."""
+    timesteps = solver.timesteps(schedule, num_inference_steps, spacing, steps_offset)
+    return Steps(
+        jnp.arange(num_inference_steps, dtype=jnp.uint32),
+        jnp.asarray(timesteps),
+        jnp.asarray(previous_timesteps(timesteps)),
+    )
+
+
+def initial_state(solver: Solver, initial_latents: Float[Array, "b *rest"]) -> SamplerState:
+    """The state before the first step, from standard normal noise."""
+    latents = at_least_float32(initial_latents)
+    return SamplerState(latents, solver.init_carry(latents), jnp.zeros_like(latents))
 
 
 @overload
@@ -115,12 +158,64 @@ def sample(
         ValueError: outputs of denoise_fn, `step_inputs` or per-sample keys whose shapes do not fit (while tracing), and
             what `solver.timesteps` raises.
     """
-    timesteps = solver.timesteps(schedule, num_inference_steps, spacing, steps_offset)
     for leaf in jax.tree.leaves(step_inputs):
         if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != num_inference_steps:
             raise ValueError(f"step_inputs need a leading axis of {num_inference_steps} steps, not {jnp.shape(leaf)}")
-    latents = at_least_float32(initial_latents)
-    sample_keys = _sample_keys(key, latents.shape[0])
+    state, trajectory = sample_steps(
+        denoise_fn,
+        schedule,
+        solver,
+        prediction_type,
+        initial_state(solver, initial_latents),
+        key,
+        sampling_steps(schedule, solver, num_inference_steps, spacing, steps_offset),
+        guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
+        guidance_interval=guidance_interval,
+        conditional_fn=conditional_fn,
+        step_inputs=step_inputs,
+        return_trajectory=return_trajectory,
+    )
+    return state.latents if trajectory is None else (state.latents, trajectory)
+
+
+def sample_steps(
+    denoise_fn: DenoiseFunction,
+    schedule: NoiseSchedule,
+    solver: Solver,
+    prediction_type: PredictionType,
+    state: SamplerState,
+    key: KeyLike,
+    steps: Steps,
+    *,
+    guidance_scale: GuidanceScale = 1.0,
+    guidance_rescale: GuidanceScale | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    conditional_fn: DenoiseFunction | None = None,
+    step_inputs: PyTree | None = None,
+    return_trajectory: bool = False,
+) -> tuple[SamplerState, Float[Array, "steps b *rest"] | None]:
+    """Some consecutive steps of `sample`, from one state to another: runs in parts are the run in one.
+
+    Args:
+        denoise_fn: see `sample`; so are the arguments that are not named here.
+        schedule: the noise schedule.
+        solver: how a step is taken.
+        prediction_type: what the outputs of denoise_fn are.
+        state: from `initial_state`, or what an earlier call returned.
+        key: the same for all parts of a run.
+        steps: a slice of `sampling_steps`; may be traced.
+        guidance_scale: see `classifier_free_guidance`.
+        guidance_rescale: see `rescale_guidance`.
+        guidance_interval: see `guided_timesteps`.
+        conditional_fn: what is called outside of the interval.
+        step_inputs: arrays whose leading axis is that of `steps`.
+        return_trajectory: also return the latents after each step.
+
+    Returns:
+        The state after the last step, and the latents after each (None without `return_trajectory`).
+    """
+    sample_keys = _sample_keys(key, state.latents.shape[0])
 
     def guided_output(latents: Array, timestep: Array, step_input: Any) -> Array:
         conditional, unconditional = denoise_fn(latents, timestep, step_input)
@@ -129,9 +224,9 @@ def sample(
     def conditional_output(latents: Array, timestep: Array, step_input: Any) -> Array:
         return at_least_float32((conditional_fn or denoise_fn)(latents, timestep, step_input)[0])
 
-    def scan_step(carry: tuple[Array, Any], inputs: tuple[Array, Array, Array, Any]) -> tuple[tuple[Array, Any], Any]:
-        latents, solver_carry = carry
-        step_index, timestep, previous_timestep, step_input = inputs
+    def scan_step(state: SamplerState, inputs: tuple[Steps, Any]) -> tuple[SamplerState, Any]:
+        (number, timestep, previous_timestep), step_input = inputs
+        latents = state.latents
         if guidance_interval is None:
             model_output = guided_output(latents, timestep, step_input)
         else:
@@ -140,27 +235,21 @@ def sample(
             model_output = jax.lax.cond(guided, guided_output, conditional_output, latents, timestep, step_input)
         if model_output.shape != latents.shape:
             raise ValueError(f"denoise_fn returned shape {model_output.shape} for latents of shape {latents.shape}")
-        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(sample_keys, step_index)
+        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(sample_keys, number)
+        predicted_x0 = predict_x0(prediction_type, model_output, latents, schedule, timestep)
         latents, solver_carry = solver.step(
-            solver_carry,
+            state.solver_carry,
             schedule,
-            predict_x0(prediction_type, model_output, latents, schedule, timestep),
+            predicted_x0,
             predict_noise(prediction_type, model_output, latents, schedule, timestep),
             latents,
             timestep,
             previous_timestep,
             step_keys,
         )
-        return (latents, solver_carry), latents if return_trajectory else None
+        return SamplerState(latents, solver_carry, predicted_x0), latents if return_trajectory else None
 
-    steps = (
-        jnp.arange(num_inference_steps, dtype=jnp.uint32),
-        jnp.asarray(timesteps),
-        jnp.asarray(previous_timesteps(timesteps)),
-        step_inputs,
-    )
-    (latents, _), trajectory = jax.lax.scan(scan_step, (latents, solver.init_carry(latents)), steps)
-    return (latents, trajectory) if return_trajectory else latents
+    return jax.lax.scan(scan_step, state, (steps, step_inputs))
 
 
 def _guided(

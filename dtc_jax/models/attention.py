@@ -9,11 +9,18 @@ in the cache; accelerators take the plain product, which is one large operation 
 from __future__ import annotations
 
 import math
+import os
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+CUDNN = os.environ.get("DTC_JAX_ATTENTION") == "cudnn"
+"""Whether NVIDIA GPUs take cuDNN's fused kernel in half precision. Off unless the environment says so, because it has
+only been lowered and not run yet."""
+CUDNN_WIDTH = 128
+"""Channels of a head, at most, on every GPU that has the kernel."""
 LONG_SCORES = 2**22
 """Scores per head and sample (queries x keys) from which a sequence is long."""
 BLOCK = 512
@@ -30,9 +37,26 @@ def attention(
 
     Queries see only keys where `mask` is true; every query must see one.
     """
-    if mask is None and query.shape[1] * key.shape[1] >= LONG_SCORES:
-        return long_attention(query, key, value)
-    return plain_attention(query, key, value, mask)
+    ours = long_attention if query.shape[1] * key.shape[1] >= LONG_SCORES else plain_attention
+    if mask is not None:
+        return plain_attention(query, key, value, mask)
+    if CUDNN and query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] <= CUDNN_WIDTH:
+        return jax.lax.platform_dependent(query, key, value, cuda=cudnn_attention, default=ours)
+    return ours(query, key, value)
+
+
+def cudnn_attention(
+    query: Float[Array, "b q heads d"],
+    key: Float[Array, "b k heads d"],
+    value: Float[Array, "b k heads d"],
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Float[Array, "b q heads d"]:
+    """`attention` by cuDNN's fused kernel, for half precision; zeros fill the heads up to a multiple of 8 channels."""
+    width = query.shape[-1]
+    padding = [(0, 0), (0, 0), (0, 0), (0, -width % 8)]
+    query, key, value = (jnp.pad(x, padding) for x in (query, key, value))
+    output = jax.nn.dot_product_attention(query, key, value, scale=width**-0.5, implementation=implementation)
+    return output[..., :width]
 
 
 def plain_attention(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -31,7 +31,8 @@ from dtc_jax.models.hint import HintAdapter, HintEncoder, replicate_encoder
 from dtc_jax.models.initialize import RULES, initialize
 from dtc_jax.models.patch_autoencoder import PatchAutoencoder
 from dtc_jax.models.remat import Remat
-from dtc_jax.models.unet import UNet2DConditionModel, feature_channels
+from dtc_jax.models.transformer import Context
+from dtc_jax.models.unet import Conditioning, UNet2DConditionModel, feature_channels
 from dtc_jax.models.vgg import VGG
 
 Params = Mapping[str, Any]
@@ -236,7 +237,7 @@ class DiffuseToChoose:
         return _apply(self.hint_adapter, params["hint_adapter"], hint) + masked_latents
 
     def encode_hint(
-        self, params: Params, inputs: Latents, timesteps: Num[Array, " b"], tokens: Tokens
+        self, params: Params, inputs: Latents, timesteps: Num[Array, " b"], tokens: Conditioning
     ) -> tuple[Feature, ...]:
         """The hint encoder on what `hint_inputs` returns; with `hint.time = fixed` the timesteps do not count."""
         if self.config.hint.time == "fixed":
@@ -274,6 +275,28 @@ class DiffuseToChoose:
 
     # -------------------------------------------------------------------------------------------------- prediction
 
+    def contexts(
+        self,
+        params: Params,
+        tokens: Tokens,
+        null: Float[Array, "images 1 d"] | None,
+        network: Literal["unet", "hint_encoder"] = "unet",
+    ) -> tuple[tuple[Context, ...], ...]:
+        """What a network's cross-attentions make of the tokens, for `predict` or `encode_hint` in their place.
+
+        Args:
+            params: Needs the network.
+            tokens: From `encode_reference`, of each case.
+            null: The null vector, once for each image, if unconditional rows are wanted.
+            network: The U-Net or the hint encoder.
+        """
+        module = self.unet if network == "unet" else self.hint_encoder
+        return _apply(module, params[network], tokens, null, method="contexts")
+
+    def embed_time(self, params: Params, timesteps: Num[Array, " b"]) -> Float[Array, "b t"]:
+        """The U-Net's time embedding of timesteps in [0, T)."""
+        return _apply(self.unet, params["unet"], timesteps, method="embed_time")
+
     def predict(
         self,
         params: Params,
@@ -281,9 +304,10 @@ class DiffuseToChoose:
         mask_latent: Float[Array, "b h w 1"],
         masked_latents: Latents,
         timesteps: Num[Array, " b"],
-        tokens: Tokens,
+        tokens: Conditioning,
         modulations: Sequence[Modulation] | None = None,
-    ) -> Latents:
+        temb: Float[Array, "b2 t"] | None = None,
+    ) -> Float[Array, "b3 h w c"]:
         """The U-Net's output (noise, v or x0, whatever it was trained for), float32.
 
         Args:
@@ -292,14 +316,15 @@ class DiffuseToChoose:
             mask_latent: The mask at the latents' size, 1 = fill.
             masked_latents: Scaled latents of the scene without the masked region.
             timesteps: In [0, T), one per sample.
-            tokens: From `encode_reference`.
+            tokens: From `encode_reference`, or what the U-Net's `contexts` made of them.
             modulations: From `modulations`; None for no hint.
+            temb: From the U-Net's `embed_time`, in place of the timesteps.
         """
         if self.config.unet.mask_channel == "keep":
             mask_latent = 1 - mask_latent
         # The order of Stable Diffusion's inpainting model; Paint by Example has the mask last.
         inputs = jnp.concatenate([noisy_latents, mask_latent, masked_latents], axis=-1)
-        return _apply(self.unet, params["unet"], inputs, timesteps, tokens, modulations)
+        return _apply(self.unet, params["unet"], inputs, timesteps, tokens, modulations, temb)
 
 
 @functools.lru_cache(maxsize=16)

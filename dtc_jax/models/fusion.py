@@ -10,16 +10,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dtc_jax.config import FusionConfig
-from dtc_jax.models.layers import Conv2d
+from dtc_jax.models.layers import Conv2d, repeat_rows
 
-Feature = Float[Array, "b _ _ _"]
-Modulation = tuple[Float[Array, "#b #h #w c"], Float[Array, "#b #h #w c"]]
+Feature = Float[Array, "_ _ _ _"]
+Modulation = tuple[Float[Array, "m #h #w c"], Float[Array, "m #h #w c"]]
 
 
-def modulate(x: Float[Array, "b h w c"], modulation: Modulation) -> Float[Array, "b h w c"]:
-    """(1 + gamma) * x + beta, in float32, returned in x's type."""
-    gamma, beta = (part.astype(jnp.float32) for part in modulation)
-    return ((1 + gamma) * x.astype(jnp.float32) + beta).astype(x.dtype)
+def modulate(x: Float[Array, "b h w c"], modulation: Modulation) -> Float[Array, "b2 h w c"]:
+    """(1 + gamma) * x + beta, in float32, returned in x's type; of fewer rows each serves several (`repeat_rows`)."""
+    rows = max(x.shape[0], modulation[0].shape[0])
+    gamma, beta = (repeat_rows(part.astype(jnp.float32), rows) for part in modulation)
+    return ((1 + gamma) * repeat_rows(x.astype(jnp.float32), rows) + beta).astype(x.dtype)
 
 
 def keep_modulations(modulations: Sequence[Modulation], keep: Float[Array, " b"]) -> list[Modulation]:

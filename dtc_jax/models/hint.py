@@ -16,7 +16,17 @@ from dtc_jax.config import ModelConfig, UNetConfig
 from dtc_jax.models.fusion import Feature
 from dtc_jax.models.layers import Conv2d
 from dtc_jax.models.remat import Remat
-from dtc_jax.models.unet import MidBlock, down_blocks, run_encoder, time_embedding, timestep_embedding
+from dtc_jax.models.transformer import Context
+from dtc_jax.models.unet import (
+    Conditioning,
+    MidBlock,
+    block_contexts,
+    down_blocks,
+    part,
+    run_encoder,
+    time_embedding,
+    timestep_embedding,
+)
 
 
 class HintAdapter(nn.Module):
@@ -74,8 +84,14 @@ class HintEncoder(nn.Module):
         self.down_blocks = down_blocks(self.config, self.dtype, self.remat)
         self.mid_block = MidBlock(self.config, self.dtype, self.remat)
 
+    def contexts(
+        self, tokens: Float[Array, "cases l d"], null: Float[Array, "images 1 d"] | None
+    ) -> tuple[tuple[Context, ...], ...]:
+        """What all cross-attentions make of the tokens, for `__call__` in their place; see the U-Net's."""
+        return block_contexts((*self.down_blocks, self.mid_block), tokens, null)
+
     def __call__(
-        self, inputs: Float[Array, "b h w c"], timesteps: Num[Array, " b"], tokens: Float[Array, "b l d"]
+        self, inputs: Float[Array, "b h w c"], timesteps: Num[Array, " b"], tokens: Conditioning
     ) -> tuple[Feature, ...]:
         """Features of the hint.
 
@@ -89,7 +105,7 @@ class HintEncoder(nn.Module):
         """
         temb = self.time_embedding(timestep_embedding(timesteps, self.config.block_out_channels[0]))
         x, skips = run_encoder(self.conv_in, self.down_blocks, inputs, temb, tokens)
-        return (*skips, self.mid_block(x, temb, tokens))
+        return (*skips, self.mid_block(x, temb, part(tokens, len(self.down_blocks))))
 
 
 def replicate_encoder(unet: Mapping[str, Any], latent_channels: int) -> dict[str, Any]:

@@ -123,6 +123,15 @@ class LayerNorm(nn.Module):
         return ((x - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
 
 
+def repeat_rows(x: Float[Array, "b ..."], rows: int) -> Float[Array, "b2 ..."]:
+    """Each row of the batch several times in a row, up to so many rows.
+
+    Rows of a sampler's batch are nested, branches of guidance in images in cases; where what they hold is the same for
+    all of a kind, there is one row for them.
+    """
+    return x if x.shape[0] == rows else jnp.repeat(x, rows // x.shape[0], axis=0)
+
+
 def split_heads(x: Float[Array, "b l c"], num_heads: int) -> Float[Array, "b l heads d"]:
     """[batch, length, channels] to [batch, length, heads, channels / heads]."""
     return x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)

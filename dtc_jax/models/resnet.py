@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dtc_jax.models.layers import Conv2d, Dense, GroupNorm
+from dtc_jax.models.layers import Conv2d, Dense, GroupNorm, repeat_rows
 
 
 class ResnetBlock(nn.Module):
@@ -32,14 +32,19 @@ class ResnetBlock(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], temb: Float[Array, "b t"] | None = None) -> Float[Array, "b h w d"]:
-        """Return the block's output; `temb` is the output of the time embedding (None: the block has no such input)."""
+    def __call__(self, x: Float[Array, "b h w c"], temb: Float[Array, "b2 t"] | None = None) -> Float[Array, "b h w d"]:
+        """Return the block's output.
+
+        Args:
+            x: The feature map.
+            temb: Output of the time embedding, of each row or of fewer (`repeat_rows`); None: there is no such input.
+        """
         residual = x
         x = nn.silu(GroupNorm(self.num_groups, self.epsilon, self.dtype, name="norm1")(x))
         x = Conv2d(self.features, dtype=self.dtype, name="conv1")(x)
         if temb is not None:
             shift = Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))
-            x = x + shift[:, None, None, :]
+            x = x + repeat_rows(shift, x.shape[0])[:, None, None, :]
         x = nn.silu(GroupNorm(self.num_groups, self.epsilon, self.dtype, name="norm2")(x))
         x = Conv2d(self.features, dtype=self.dtype, name="conv2")(x)
         if residual.shape[-1] != self.features:

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dtc_jax.models.attention import attention
-from dtc_jax.models.layers import Conv2d, Dense, GroupNorm, LayerNorm, merge_heads, split_heads
+from dtc_jax.models.layers import Conv2d, Dense, GroupNorm, LayerNorm, merge_heads, repeat_rows, split_heads
 
 KeysValues = tuple[Float[Array, "b k heads d"], Float[Array, "b k heads d"]]
+
+
+class Context(NamedTuple):
+    """What a cross-attention makes of the tokens, the same at every step of a sampling loop: computed once."""
+
+    keys_values: KeysValues
+    """Of each case's tokens; the images of a case share them."""
+    null: Float[Array, "images 1 c"] | None
+    """The layer's output, for each image, where all tokens are the null vector: equal values mixed in any proportion
+    are that value, so that there is nothing to attend to. None: there are no unconditional rows."""
+
+
+Tokens = Float[Array, "b k d"] | Context
+"""The conditioning of a cross-attention: tokens, one set for each row of the batch; or their `Context`. With a null in
+it the output has two rows for each image, conditional and unconditional; an input of one row for each is the same in
+both branches so far."""
 
 
 class Attention(nn.Module):
@@ -40,14 +58,34 @@ class Attention(nn.Module):
         """Keys and values of the context, heads split."""
         return split_heads(self.to_k(context), self.num_heads), split_heads(self.to_v(context), self.num_heads)
 
+    def context(self, tokens: Float[Array, "cases k d"], null: Float[Array, "images 1 d"] | None) -> Context:
+        """What `attend_context` needs of tokens and of the null vector."""
+        return Context(self.keys_values(tokens), None if null is None else self.to_out[0](self.to_v(null)))
+
+    def attend_context(self, x: Float[Array, "b q c"], context: Context) -> Float[Array, "b2 q c"]:
+        """Attend from conditional rows to their case's tokens; unconditional ones have nothing to attend to."""
+        rows, length, channels = x.shape
+        images = rows if context.null is None else context.null.shape[0]
+        conditional = x.reshape(images, -1, length, channels)[:, 0]
+        # The images of one case are more queries of one attention.
+        cases = context.keys_values[0].shape[0]
+        output = self.attend(conditional.reshape(cases, -1, channels), context.keys_values)
+        output = output.reshape(images, length, channels)
+        if context.null is None:
+            return output
+        null = jnp.broadcast_to(context.null, output.shape)
+        return jnp.stack([output, null], axis=1).reshape(-1, length, channels)
+
     def attend(self, x: Float[Array, "b q c"], keys_values: KeysValues) -> Float[Array, "b q c"]:
         """Attend from `x` to given keys and values."""
         query = split_heads(self.to_q(x), self.num_heads)
         return self.to_out[0](merge_heads(attention(query, *keys_values)))
 
-    def __call__(self, x: Float[Array, "b q c"], context: Float[Array, "b k d"]) -> Float[Array, "b q c"]:
-        """Attend from `x` to `context`."""
-        return self.attend(x, self.keys_values(context))
+    def __call__(self, x: Float[Array, "b q c"], tokens: Tokens) -> Float[Array, "b2 q c"]:
+        """Attend from `x` to `tokens`, or to what was made of them."""
+        if isinstance(tokens, Context):
+            return self.attend_context(x, tokens)
+        return self.attend(x, self.keys_values(tokens))
 
 
 class GEGLU(nn.Module):
@@ -93,10 +131,11 @@ class TransformerBlock(nn.Module):
         self.norm3 = LayerNorm(dtype=self.dtype)
         self.ff = FeedForward(self.features, self.dtype)
 
-    def __call__(self, x: Float[Array, "b q c"], tokens: Float[Array, "b k d"]) -> Float[Array, "b q c"]:
+    def __call__(self, x: Float[Array, "b q c"], tokens: Tokens) -> Float[Array, "b2 q c"]:
         normed = self.norm1(x)
         x = x + self.attn1(normed, normed)
-        x = x + self.attn2(self.norm2(x), tokens)
+        mixed = self.attn2(self.norm2(x), tokens)
+        x = repeat_rows(x, mixed.shape[0]) + mixed
         return x + self.ff(self.norm3(x))
 
 
@@ -123,9 +162,14 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = [TransformerBlock(self.features, self.num_heads, self.dtype)]
         self.proj_out = Conv2d(self.features, kernel_size=1, padding=0, dtype=self.dtype)
 
-    def __call__(self, x: Float[Array, "b h w c"], tokens: Float[Array, "b k d"]) -> Float[Array, "b h w c"]:
+    def context(self, tokens: Float[Array, "cases k d"], null: Float[Array, "images 1 d"] | None) -> Context:
+        """The cross-attention's `Context`."""
+        return self.transformer_blocks[0].attn2.context(tokens, null)
+
+    def __call__(self, x: Float[Array, "b h w c"], tokens: Tokens) -> Float[Array, "b2 h w c"]:
         batch, height, width, channels = x.shape
         hidden = self.proj_in(self.norm(x)).reshape(batch, height * width, channels)
         for block in self.transformer_blocks:
             hidden = block(hidden, tokens)
-        return x + self.proj_out(hidden.reshape(batch, height, width, channels))
+        hidden = self.proj_out(hidden.reshape(-1, height, width, channels))
+        return repeat_rows(x, hidden.shape[0]) + hidden

@@ -7,6 +7,7 @@ names (`dtc_jax.models.hint`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,10 +16,16 @@ from jaxtyping import Array, Float, Num
 
 from dtc_jax.config import UNetConfig
 from dtc_jax.models.fusion import Feature, Modulation, modulate
-from dtc_jax.models.layers import Conv2d, Dense, GroupNorm
+from dtc_jax.models.layers import Conv2d, Dense, GroupNorm, repeat_rows
 from dtc_jax.models.remat import Remat, apply_block
 from dtc_jax.models.resnet import Downsample, ResnetBlock, Upsample
-from dtc_jax.models.transformer import SpatialTransformer
+from dtc_jax.models.transformer import Context, SpatialTransformer
+
+Tokens = Float[Array, "b l d"] | Sequence[Context]
+"""The conditioning of a block's transformers: tokens, one set for each row of the batch; or one `Context` for each
+transformer, through which one row for an image may become two (see `dtc_jax.models.transformer`)."""
+Conditioning = Float[Array, "b l d"] | Sequence[Sequence[Context]]
+"""The same for several blocks in a row."""
 
 
 def timestep_embedding(timesteps: Num[Array, " b"], features: int) -> Float[Array, "b c"]:
@@ -79,13 +86,13 @@ class DownBlock(nn.Module):
         if self.level < len(config.block_out_channels) - 1:
             self.downsamplers = [Downsample(features, self.dtype)]
 
-    def __call__(self, x: Feature, temb: Float[Array, "b t"], tokens: Float[Array, "b l d"]) -> list[Feature]:
+    def __call__(self, x: Feature, temb: Float[Array, "b2 t"], tokens: Tokens) -> list[Feature]:
         """Return the output of every layer and of the downsampling; the last is the level's own output."""
         outputs: list[Feature] = []
         for index, resnet in enumerate(self.resnets):
             x = apply_block(resnet, self.remat, x, temb)
             if self.config.attention_levels[self.level]:
-                x = apply_block(self.attentions[index], self.remat, x, tokens)
+                x = apply_block(self.attentions[index], self.remat, x, part(tokens, index))
             outputs.append(x)
         if self.level < len(self.config.block_out_channels) - 1:
             outputs.append(self.downsamplers[0](x))
@@ -105,10 +112,10 @@ class MidBlock(nn.Module):
         self.attentions = [spatial_transformer(self.config, features, self.dtype)]
 
     def __call__(
-        self, x: Float[Array, "b h w c"], temb: Float[Array, "b t"], tokens: Float[Array, "b l d"]
-    ) -> Float[Array, "b h w c"]:
+        self, x: Float[Array, "b h w c"], temb: Float[Array, "b2 t"], tokens: Tokens
+    ) -> Float[Array, "b3 h w c"]:
         x = apply_block(self.resnets[0], self.remat, x, temb)
-        x = apply_block(self.attentions[0], self.remat, x, tokens)
+        x = apply_block(self.attentions[0], self.remat, x, part(tokens, 0))
         return apply_block(self.resnets[1], self.remat, x, temb)
 
 
@@ -136,17 +143,30 @@ class UpBlock(nn.Module):
         if self.level > 0:
             self.upsamplers = [Upsample(features, self.dtype)]
 
-    def __call__(
-        self, x: Feature, skips: Sequence[Feature], temb: Float[Array, "b t"], tokens: Float[Array, "b l d"]
-    ) -> Feature:
+    def __call__(self, x: Feature, skips: Sequence[Feature], temb: Float[Array, "b2 t"], tokens: Tokens) -> Feature:
         """`skips` are this level's, in the encoder's order; they are consumed from the last to the first."""
         for index, (resnet, skip) in enumerate(zip(self.resnets, reversed(skips), strict=True)):
-            x = apply_block(resnet, self.remat, jnp.concatenate([x, skip], axis=-1), temb)
+            joined = jnp.concatenate([x, repeat_rows(skip, x.shape[0])], axis=-1)
+            x = apply_block(resnet, self.remat, joined, temb)
             if self.config.attention_levels[self.level]:
-                x = apply_block(self.attentions[index], self.remat, x, tokens)
+                x = apply_block(self.attentions[index], self.remat, x, part(tokens, index))
         if self.level > 0:
             x = self.upsamplers[0](x)
         return x
+
+
+def part(tokens: Any, index: int) -> Any:
+    """The conditioning of one block or transformer, from that of several: tokens are the same for all."""
+    return tokens[index] if isinstance(tokens, Sequence) else tokens
+
+
+def block_contexts(
+    blocks: Sequence[nn.Module], tokens: Float[Array, "cases l d"], null: Float[Array, "images 1 d"] | None
+) -> tuple[tuple[Context, ...], ...]:
+    """A `Context` for every transformer of every block."""
+    return tuple(
+        tuple(attention.context(tokens, null) for attention in getattr(block, "attentions", ())) for block in blocks
+    )
 
 
 def spatial_transformer(config: UNetConfig, features: int, dtype: DTypeLike) -> SpatialTransformer:
@@ -168,8 +188,8 @@ def run_encoder(
     conv_in: Conv2d,
     blocks: Sequence[DownBlock],
     x: Float[Array, "b h w c"],
-    temb: Float[Array, "b t"],
-    tokens: Float[Array, "b l d"],
+    temb: Float[Array, "b2 t"],
+    tokens: Conditioning,
 ) -> tuple[Feature, tuple[Feature, ...]]:
     """Run the encoder of a U-Net (or of its replica).
 
@@ -184,8 +204,8 @@ def run_encoder(
         raise ValueError(f"latents are {x.shape[1]}x{x.shape[2]}; height and width must be divisible by {step}")
     x = conv_in(x)
     skips = [x]
-    for block in blocks:
-        outputs = block(x, temb, tokens)
+    for index, block in enumerate(blocks):
+        outputs = block(x, temb, part(tokens, index))
         skips += outputs
         x = outputs[-1]
     return x, tuple(skips)
@@ -219,26 +239,37 @@ class UNet2DConditionModel(nn.Module):
         """Time embedding of timesteps in [0, T); need not be whole numbers."""
         return self.time_embedding(timestep_embedding(timesteps, self.config.block_out_channels[0]))
 
+    def contexts(
+        self, tokens: Float[Array, "cases l d"], null: Float[Array, "images 1 d"] | None
+    ) -> tuple[tuple[Context, ...], ...]:
+        """What all cross-attentions make of the tokens, for `__call__` in their place: encoder, middle, decoder.
+
+        Args:
+            tokens: Of each case.
+            null: The null vector, once for each image, if unconditional rows are wanted.
+        """
+        return block_contexts((*self.down_blocks, self.mid_block, *self.up_blocks), tokens, null)
+
     def encode(
-        self, inputs: Float[Array, "b h w c"], temb: Float[Array, "b t"], tokens: Float[Array, "b l d"]
+        self, inputs: Float[Array, "b h w c"], temb: Float[Array, "b2 t"], tokens: Conditioning
     ) -> tuple[Feature, tuple[Feature, ...]]:
         """Encoder's output and its skips (12 for SD1.5); see `run_encoder`."""
         return run_encoder(self.conv_in, self.down_blocks, inputs, temb, tokens)
 
     def middle(
-        self, x: Float[Array, "b h w c"], temb: Float[Array, "b t"], tokens: Float[Array, "b l d"]
-    ) -> Float[Array, "b h w c"]:
+        self, x: Float[Array, "b h w c"], temb: Float[Array, "b2 t"], tokens: Conditioning
+    ) -> Float[Array, "b3 h w c"]:
         """The middle block."""
-        return self.mid_block(x, temb, tokens)
+        return self.mid_block(x, temb, part(tokens, len(self.down_blocks)))
 
     def decode(
-        self, x: Feature, skips: Sequence[Feature], temb: Float[Array, "b t"], tokens: Float[Array, "b l d"]
+        self, x: Feature, skips: Sequence[Feature], temb: Float[Array, "b2 t"], tokens: Conditioning
     ) -> Float[Array, "b _ _ out"]:
         """Decoder: from the middle's output and the skips to the prediction, in float32."""
         layers = self.config.layers_per_block + 1
         remaining = tuple(skips)
-        for block in self.up_blocks:
-            x = block(x, remaining[-layers:], temb, tokens)
+        for index, block in enumerate(self.up_blocks, len(self.down_blocks) + 1):
+            x = block(x, remaining[-layers:], temb, part(tokens, index))
             remaining = remaining[:-layers]
         return self.conv_out(nn.silu(self.conv_norm_out(x))).astype(jnp.float32)
 
@@ -246,24 +277,26 @@ class UNet2DConditionModel(nn.Module):
         self,
         inputs: Float[Array, "b h w c"],
         timesteps: Num[Array, " b"],
-        tokens: Float[Array, "b l d"],
+        tokens: Conditioning,
         modulations: Sequence[Modulation] | None = None,
-    ) -> Float[Array, "b h w out"]:
+        temb: Float[Array, "b2 t"] | None = None,
+    ) -> Float[Array, "b3 h w out"]:
         """Predict.
 
         Args:
             inputs: Noisy latents, and whatever else the configuration concatenates to them.
             timesteps: In [0, T), one per sample.
-            tokens: Conditioning for the cross-attention.
+            tokens: Conditioning for the cross-attention, or what `contexts` made of it.
             modulations: For every skip and the middle (`dtc_jax.models.fusion`), or None for a plain U-Net.
+            temb: What `embed_time` returned, in place of the timesteps; of fewer rows each serves several.
 
         Returns:
-            The prediction, float32.
+            The prediction, float32; with unconditional rows in `contexts`, of two rows for each image.
 
         Raises:
             ValueError: height or width cannot be halved often enough, or there are too many or few modulations.
         """
-        temb = self.embed_time(timesteps)
+        temb = self.embed_time(timesteps) if temb is None else temb
         x, skips = self.encode(inputs, temb, tokens)
         x = self.middle(x, temb, tokens)
         if modulations is not None:

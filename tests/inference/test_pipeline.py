@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,10 @@ import dtc_jax
 from dtc_jax.config import SamplingConfig
 from dtc_jax.data.images import InputError
 from dtc_jax.diffusion import DDIM, DPMSolverMultistep, scaled_linear_schedule
-from dtc_jax.inference.generate import generate, generate_jit, image_keys
+from dtc_jax.inference.generate import generate, generate_jit, generate_with_previews, image_keys
 from dtc_jax.inference.pipeline import Pipeline
 from dtc_jax.inference.settings import SamplingChoices, resolve_sampling, sampler_settings
+from dtc_jax.inference.stages import advance, encode_reference, steps_of
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights import ModelFolderError, load_model_folder, save_model_folder
 
@@ -121,6 +123,49 @@ def test_reference_hint_and_guidance_count(pipeline: Pipeline) -> None:
     np.testing.assert_array_equal(run(scene=hidden), base, err_msg="the model saw what the mask hides")
 
 
+def test_another_seed_or_guidance_compiles_nothing_and_nothing_returns_to_the_host(pipeline: Pipeline) -> None:
+    batch, settings = _batch(pipeline, 0), sampler_settings(pipeline.config)
+    generate_jit(pipeline.params, batch, image_keys(0, 1), jnp.float32(2), settings)
+    before = generate_jit._cache_size()
+    generate_jit(pipeline.params, batch, image_keys(9, 1), jnp.float32(7), settings)
+    assert generate_jit._cache_size() == before
+    lowered = generate_jit.lower(pipeline.params, batch, image_keys(0, 1), jnp.float32(2), settings).as_text()
+    assert "callback" not in lowered and "outfeed" not in lowered
+
+
+def test_previews_end_with_the_image(pipeline: Pipeline) -> None:
+    """Here from the reference's tokens, kept from before."""
+    batch, keys, settings = _batch(pipeline, 0), image_keys(5, 1), sampler_settings(pipeline.config)
+    expected = generate_jit(pipeline.params, batch, keys, jnp.float32(2), settings)
+    tokens = encode_reference(pipeline.params, batch["reference"], settings)
+    kept = {name: batch[name] for name in ("scene", "mask", "hint")} | {"tokens": tokens}
+    without = {name: tree for name, tree in pipeline.params.items() if not name.startswith("reference")}
+    (first, preview), (last, image) = generate_with_previews(without, kept, keys, 2.0, settings, every=1)
+    assert (first, last) == (1, 2)
+    np.testing.assert_allclose(image, expected, atol=1e-5)
+    assert float(preview.min()) >= 0 and float(preview.max()) <= 1
+    assert np.abs(preview - image).max() > 0.01
+    compiled = advance._cache_size()
+    only = list(generate_with_previews(without, kept, image_keys(6, 1), 3.0, settings, every=7))
+    assert [step for step, _ in only] == [2] and advance._cache_size() == compiled
+
+
+def test_what_generate_cannot_take(pipeline: Pipeline) -> None:
+    batch, settings = _batch(pipeline, 0, 1), sampler_settings(pipeline.config)
+    tokens = np.zeros((2, 5, 8), np.float32)
+    without = {name: batch[name] for name in ("scene", "mask", "hint")}
+    for changed, keys, message in [
+        (batch, 3, "3 keys for 2 cases"),
+        (batch | {"tokens": tokens}, 2, "either reference or tokens"),
+        (without, 2, "either reference or tokens"),
+        (without | {"tokens": tokens[:, :3]}, 2, r"tokens: need shape \(2, 5, 8\), not \(2, 3, 8\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(lambda keys: generate(pipeline.params, changed, keys, 2.0, settings), image_keys(0, keys))  # noqa: B023
+    with pytest.raises(ValueError, match="every must be at least 1"):
+        next(generate_with_previews(pipeline.params, batch, image_keys(0, 2), 2.0, settings, every=0))
+
+
 def test_box_is_a_mask(pipeline: Pipeline) -> None:
     scene, _, reference = _case()
     mask = np.zeros(scene.shape[:2], bool)
@@ -176,23 +221,22 @@ def test_choices_replace_the_checkpoints_sampling(pipeline: Pipeline) -> None:
 
 
 def test_the_sampler_is_given_every_choice(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {}
+    seen: dict[str, Any] = {}
 
-    def record(denoise, schedule, solver, prediction_type, latents, keys, **options):  # type: ignore[no-untyped-def]
+    def record(denoise, schedule, solver, prediction_type, state, keys, steps, **options):  # type: ignore[no-untyped-def]
         seen.update(options, solver=solver)
-        step = latents, jnp.int32(1), None
-        seen["unconditional"] = [
-            None if function is None else function(*step)[1] is not None
-            for function in (denoise, options["conditional_fn"])
-        ]
-        return latents
+        step = state.latents, jnp.int32(1), None
+        seen["unconditional"] = [function(*step)[1] is not None for function in (denoise, options["conditional_fn"])]
+        return state, None
 
-    monkeypatch.setattr("dtc_jax.inference.generate.sample", record)
+    monkeypatch.setattr("dtc_jax.inference.stages.sample_steps", record)
+    # Beneath `jax.jit`, which would remember what it traced before.
+    monkeypatch.setattr("dtc_jax.inference.stages.advance", advance.__wrapped__)
     chosen = {"guidance_rescale": 0.7, "guidance_interval": (0.3, 5.0), "timestep_spacing": "trailing"}
     for choices, expected in [
         (SamplingChoices(solver="dpmsolver++", **chosen), [True, False]),
-        (SamplingChoices(guidance_scale=1.0, guidance_interval=(0.3, 5.0)), [False, None]),
-        (SamplingChoices(), [True, None]),
+        (SamplingChoices(guidance_scale=1.0, guidance_interval=(0.3, 5.0)), [False, False]),
+        (SamplingChoices(), [True, False]),
     ]:
         settings = sampler_settings(pipeline.config, choices)
         arguments = pipeline.params, _batch(pipeline, 0), image_keys(0, 1), 2.0
@@ -201,9 +245,10 @@ def test_the_sampler_is_given_every_choice(pipeline: Pipeline, monkeypatch: pyte
         if choices.solver:
             assert seen["solver"] == DPMSolverMultistep()
             assert (seen["guidance_rescale"], seen["guidance_interval"]) == (0.7, (0.3, 5.0))
-            assert seen["spacing"] == "trailing"
+            assert steps_of(settings).timestep.tolist() == [999, 499]
         else:
             assert (seen["solver"], seen["guidance_interval"]) == (DDIM(), None)
+            assert steps_of(settings).timestep.tolist() == [501, 1]
 
 
 def test_settings_follow_the_checkpoint(pipeline: Pipeline) -> None:

@@ -78,6 +78,28 @@ def test_no_table_of_all_scores() -> None:
     assert temporaries(attention) < 2**25
 
 
+def test_cudnn_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    def lowered(platform: str, width: int, dtype: Any) -> str:
+        x = jax.ShapeDtypeStruct((1, 64, 2, width), dtype)
+        return jax.jit(lambda *x: attention(*x)).trace(x, x, x).lower(lowering_platforms=(platform,)).as_text()
+
+    assert "fmha" not in lowered("cuda", 40, jnp.bfloat16)
+    monkeypatch.setattr(module, "CUDNN", True)
+    # There is no cuDNN here, whose version would be looked up.
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    assert "fmha" in lowered("cuda", 40, jnp.bfloat16) and "fmha" in lowered("cuda", 36, jnp.float16)
+    assert "fmha" not in lowered("cuda", 40, jnp.float32) + lowered("cuda", 160, jnp.bfloat16)
+    assert "fmha" not in lowered("tpu", 40, jnp.bfloat16) + lowered("cpu", 40, jnp.bfloat16)
+
+
+def test_filling_heads_up_changes_nothing() -> None:
+    query, key, value, _ = (x[..., :5] for x in inputs(24, 10))
+    found = module.cudnn_attention(query, key, value, implementation="xla")
+    np.testing.assert_allclose(found, reference(query, key, value), atol=2e-6)
+
+
 def test_other_platforms_take_the_plain_product() -> None:
     x = jax.ShapeDtypeStruct((1, 2048, 1, 8), jnp.float32)
     lowered = {

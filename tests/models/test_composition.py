@@ -163,13 +163,13 @@ def test_input_is_noisy_latents_then_mask_then_masked_latents(inputs: dict[str, 
     recorder = Recorder(inputs["noisy_latents"])
     names = ("noisy_latents", "mask_latent", "masked_latents", "timesteps", "tokens")
     Recording(CONFIG, recorder=recorder).predict({"unet": {}}, *(inputs[name] for name in names))
-    (latents, timesteps, tokens, modulations) = recorder.inputs
+    (latents, timesteps, tokens, modulations, temb) = recorder.inputs
     np.testing.assert_array_equal(latents[..., :4], inputs["noisy_latents"])
     np.testing.assert_array_equal(latents[..., 4:5], inputs["mask_latent"])
     np.testing.assert_array_equal(latents[..., 5:], inputs["masked_latents"])
     assert timesteps is inputs["timesteps"]
     assert tokens is inputs["tokens"]
-    assert modulations is None
+    assert modulations is None and temb is None
 
 
 @pytest.mark.parametrize(("time", "expected"), [("timestep", 400), ("fixed", 0)])
