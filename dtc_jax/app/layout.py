@@ -351,7 +351,7 @@ def _show_view(view: events.View, old_seed: Any) -> list[Any]:
         image = None if progress.preview is None else events.for_display(progress.preview)
         return [
             session,
-            _status(f"{progress.text.capitalize()} …", progress.fraction),
+            _status(f"Painting {progress.text} …", progress.fraction),
             gr.update(visible=image is None),
             gr.update(value=image, visible=image is not None),
             gr.update(visible=False),

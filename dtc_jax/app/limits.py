@@ -31,7 +31,7 @@ class Limits:
     max_queue: int = 16
     """Requests that may wait; the next one is refused."""
     max_seconds: float = 300.0
-    """Longest time that one request may compute; looked at between images and previews."""
+    """Longest time that one request may compute; looked at between previews."""
     max_undo: int = 8
     """Earlier scenes that a visitor can go back to."""
     max_kept_megabytes: int = 64

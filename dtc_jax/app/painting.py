@@ -6,13 +6,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
 from dtc_jax.app.limits import Limits, check_choices, check_results
 from dtc_jax.data.images import InputError
+from dtc_jax.inference.generate import generate_with_previews, image_keys
 from dtc_jax.inference.pipeline import Pipeline
-from dtc_jax.inference.settings import SamplingChoices, resolve_sampling
+from dtc_jax.inference.settings import SamplingChoices, resolve_sampling, sampler_settings
+
+PREVIEWS = 8
+"""Of each image, about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +51,14 @@ def paint(
     limits: Limits,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Progress]:
-    """Paint the images of a request one after the other; image i of a seed is the pipeline's.
+    """Paint the images of a request one after the other; image i of a seed is the pipeline's, up to rounding.
+
+    Who stops iterating stops the sampling.
 
     Args:
         pipeline: the model.
         scene: RGB of any size.
-        mask: {0, 1}, 1 = fill.
+        mask: {0, 1}, 1 = fill; where it has several parts, the product goes into each.
         reference: RGB or RGBA.
         choices: see `Choices`.
         limits: what a request may ask for and how long it may take.
@@ -63,28 +70,34 @@ def paint(
     Raises:
         InputError: a choice out of range, an input that cannot be used, or no time left.
     """
-    steps = resolve_sampling(pipeline.config, choices.sampling).num_inference_steps
-    check_choices(choices.num_images, steps, choices.seed, limits)
-    check_results(choices.num_images, (scene.shape[0], scene.shape[1]), limits)
+    sampling = resolve_sampling(pipeline.config, choices.sampling)
+    steps, count = sampling.num_inference_steps, choices.num_images
+    check_choices(count, steps, choices.seed, limits)
+    check_results(count, (scene.shape[0], scene.shape[1]), limits)
+    settings = sampler_settings(pipeline.config, choices.sampling, pipeline.dtype)
+    scale = jnp.float32(sampling.guidance_scale)
+    every = max(1, steps // PREVIEWS)
     started = clock()
-    case = pipeline.prepare(scene, mask, reference)
-    images = pipeline.generate(
-        ((case, choices.seed, index) for index in range(choices.num_images)),
-        choices.sampling,
-    )
+    case = pipeline.prepare_regions(scene, mask, reference)
+    parts = len(case.regions)
     results: tuple[np.ndarray, ...] = ()
-    yield Progress(0.0, f"painting image 1 of {choices.num_images}")
-    for image in images:
-        results = (*results, case.put_back(image))
-        done = len(results)
-        if done == choices.num_images:
-            break
-        if clock() - started > limits.max_seconds:
-            raise InputError(
-                f"time: {done} of {choices.num_images} images took longer than the {limits.max_seconds:g} seconds that "
-                "a request may; ask for fewer images or steps"
-            )
-        yield Progress(
-            done / choices.num_images, f"painting image {done + 1} of {choices.num_images}", results[-1], results
-        )
-    yield Progress(1.0, "done", results[-1], results)
+    yield Progress(0.0, f"image 1 of {count}")
+    for index in range(count):
+        generated: list[np.ndarray] = []
+        for part, region in enumerate(case.regions):
+            batch = {name: jnp.asarray(array[None]) for name, array in region.batch.items()}
+            keys = image_keys(choices.seed, 1, first=index)
+            for step, images in generate_with_previews(pipeline.params, batch, keys, scale, settings, every):
+                image = np.asarray(images)[0]
+                done = (index * parts + part + step / steps) / (count * parts)
+                if done < 1 and clock() - started > limits.max_seconds:
+                    raise InputError(
+                        f"time: after the {limits.max_seconds:g} seconds that a request may take, "
+                        f"{100 * done:.0f} % of it was done; ask for fewer images or steps"
+                    )
+                if step == steps:
+                    generated.append(image)
+                else:
+                    yield Progress(done, f"image {index + 1} of {count}", region.put_back(image), results)
+        results = (*results, case.put_back(generated))
+        yield Progress((index + 1) / count, f"image {min(index + 2, count)} of {count}", results[-1], results)
