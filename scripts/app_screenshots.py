@@ -7,6 +7,7 @@ Needs the extras `app` and `dev`, and Chromium.
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import shutil
@@ -22,6 +23,7 @@ COLORS = 192
 
 def main() -> int:
     """Serve the page, place two products, and take the pictures; returns the exit code."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         print("error: no Chromium: apt-get install chromium", file=sys.stderr)
@@ -30,13 +32,13 @@ def main() -> int:
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")
         from playwright.sync_api import expect, sync_playwright
 
-        from dtc_jax.app.command import _free_port, serve
+        from dtc_jax.app.command import free_port, serve
         from dtc_jax.app.limits import Limits
         from dtc_jax.inference.pipeline import Pipeline
         from dtc_jax.inference.runtime import enable_compilation_cache
 
         enable_compilation_cache()
-        served = serve(Pipeline.load(), Limits(), port=_free_port("127.0.0.1", 0))
+        served = serve(Pipeline.load(), Limits(), port=free_port("127.0.0.1", 0))
         with sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
             for name, (width, height) in SIZES.items():

@@ -75,7 +75,7 @@ def run(arguments: AppArguments) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="dtc-app-") as folder:
         _prepare_gradio(folder)
-        port = _free_port(arguments.host, arguments.port)
+        port = free_port(arguments.host, arguments.port)
         checkpoint_config(arguments.checkpoint)  # what is wrong with it is said before JAX is loaded
         from dtc_jax.inference.pipeline import Pipeline
         from dtc_jax.inference.runtime import enable_compilation_cache
@@ -151,7 +151,7 @@ def _prepare_gradio(folder: str) -> None:
         raise UsageError("the page needs Gradio, which is not installed: pip install 'dtc-jax[app]'") from None
 
 
-def _free_port(host: str, port: int) -> int:
+def free_port(host: str, port: int) -> int:
     """The port, or a free one for 0.
 
     Raises:

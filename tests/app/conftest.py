@@ -22,11 +22,11 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 def address(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where the page is served."""
     pytest.importorskip("gradio", reason="Gradio is not installed (the extra `app`)")
-    from dtc_jax.app.command import _free_port, serve
+    from dtc_jax.app.command import free_port, serve
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-        page = serve(pipeline, LIMITS, port=_free_port("127.0.0.1", 0))
+        page = serve(pipeline, LIMITS, port=free_port("127.0.0.1", 0))
         yield f"http://127.0.0.1:{page.server_port}"
         page.close()
