@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -73,6 +74,7 @@ def run(arguments: AppArguments) -> None:
         UsageError: an address or port that cannot be listened on, or Gradio is not installed.
         ModelFolderError, ConfigError: a checkpoint that cannot be loaded.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was uploaded is removed then, too
     with tempfile.TemporaryDirectory(prefix="dtc-app-") as folder:
         _prepare_gradio(folder)
         port = _free_port(arguments.host, arguments.port)
