@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -73,6 +74,7 @@ def run(arguments: AppArguments) -> None:
         UsageError: an address or port that cannot be listened on, or Gradio is not installed.
         ModelFolderError, ConfigError: a checkpoint that cannot be loaded.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was uploaded is removed then, too
     with tempfile.TemporaryDirectory(prefix="dtc-app-") as folder:
         _prepare_gradio(folder)
         port = free_port(arguments.host, arguments.port)
@@ -81,9 +83,24 @@ def run(arguments: AppArguments) -> None:
         from dtc_jax.inference.runtime import enable_compilation_cache
 
         enable_compilation_cache()
-        page = serve(Pipeline.load(arguments.checkpoint), arguments.limits, arguments.host, port)
+        pipeline = Pipeline.load(arguments.checkpoint)
+        print("compiling the sampler, so that the first visitor need not wait for it ...", flush=True)
+        warm_up(pipeline)
+        page = serve(pipeline, arguments.limits, arguments.host, port)
         print(f"open http://{_reachable(arguments.host)}:{page.server_port} in a browser; Ctrl+C stops", flush=True)
         page.block_thread()
+
+
+def warm_up(pipeline: Pipeline) -> None:
+    """Paint one of the examples, in one step, which compiles what requests with the checkpoint's choices need."""
+    from dtc_jax.app.examples import EXAMPLES, read_product, read_room
+    from dtc_jax.app.painting import Choices, paint
+    from dtc_jax.inference.settings import SamplingChoices
+
+    example = EXAMPLES[0]
+    choices = Choices(sampling=SamplingChoices(num_inference_steps=1))
+    for _ in paint(pipeline, read_room(example.room), example.mask(), read_product(example.product), choices, Limits()):
+        pass
 
 
 def serve(pipeline: Pipeline, limits: Limits, host: str = "127.0.0.1", port: int = 7860) -> gr.Blocks:

@@ -23,7 +23,11 @@ CSS = """
 .header h1 {font-size: 1.6rem; font-weight: 700; margin: 4px 0 2px}
 .header p {opacity: .8; margin: 0; max-width: 62rem; line-height: 1.45}
 .status {padding: 2px 0; line-height: 1.5; min-height: 2.2em}
-.status progress {width: 100%; height: 8px; display: block; margin-top: 6px; accent-color: #db2777}
+.status progress {width: 100%; height: 8px; display: block; margin-top: 6px; appearance: none; border: 0}
+.status progress::-webkit-progress-bar {background: var(--border-color-primary); border-radius: 4px}
+.status progress::-webkit-progress-value {background: #db2777; border-radius: 4px}
+.status progress::-moz-progress-bar {background: #db2777}
+#preview img {width: 100%; height: 100%; object-fit: contain}
 h3 {margin-top: 0 !important; font-size: 1.05rem !important}
 .waiting {border: 1px dashed var(--border-color-primary); border-radius: 8px; padding: 48px 16px; text-align: center;
   opacity: .75}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -64,7 +65,8 @@ def generate_with_previews(
     """`generate`, to be watched: yields what the images look like so far, and at the end `generate`'s own.
 
     A preview is the decoded estimate of the clean latents. One function is compiled for all parts of the run, whatever
-    `every` is; between two previews the host does not wait. Who stops iterating stops the sampling.
+    `every` and the number of steps are; between two previews the host does not wait. Who stops iterating stops the
+    sampling.
 
     Args:
         params: See `generate`, as for the rest.
@@ -83,10 +85,12 @@ def generate_with_previews(
     """
     if every < 1:
         raise ValueError(f"every must be at least 1, not {every}")
-    conditions = _condition_jit(params, batch, keys, settings)
-    state = stages.start(conditions, keys, settings)
     steps = jax.device_get(stages.steps_of(settings))
     count, scale = settings.num_inference_steps, jnp.asarray(guidance_scale, jnp.float32)
+    # The parts are given their steps: with one number in the settings they are compiled once for every number.
+    settings = replace(settings, num_inference_steps=1)
+    conditions = _condition_jit(params, batch, keys, settings)
+    state = stages.start(conditions, keys, settings)
     for step in range(count):
         one = jax.tree.map(lambda x: x[step : step + 1], steps)  # noqa: B023
         state = stages.advance(params, conditions, state, keys, scale, one, settings)

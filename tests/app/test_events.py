@@ -18,6 +18,7 @@ from dtc_jax.app.limits import Limits, open_upload, whole
 from dtc_jax.app.painting import Choices, paint
 from dtc_jax.app.region import REGION_KINDS, parse_box, region_mask
 from dtc_jax.data.images import InputError, read_reference, read_scene
+from dtc_jax.inference import stages
 from dtc_jax.inference.pipeline import Pipeline
 from dtc_jax.inference.settings import SamplingChoices
 from tests.app.conftest import LIMITS
@@ -86,6 +87,9 @@ def test_previews_come_closer_and_closer(server: Server) -> None:
         np.testing.assert_array_equal(view.progress.preview[~inside], SCENE[~inside])
         far.append(np.abs(view.progress.preview - result)[inside].mean())
     assert far == sorted(far, reverse=True) and 0 < far[-1] < far[0]
+    compiled = stages.advance._cache_size()
+    place(server, num_images=1, num_inference_steps=3)
+    assert stages.advance._cache_size() == compiled, "another number of steps is compiled anew"
 
 
 def test_two_painted_places_get_a_product_each(server: Server) -> None:
