@@ -33,12 +33,12 @@ from dtc_jax.inference.pipeline import Pipeline
 from dtc_jax.inference.reference_tokens import (
     NETWORKS,
     CatalogueWriter,
-    encode_references,
     encoder_fingerprint,
     reference_key,
 )
 from dtc_jax.inference.runtime import enable_compilation_cache
 from dtc_jax.inference.settings import sampler_settings
+from dtc_jax.inference.stages import encode_reference
 from dtc_jax.weights.model_folder import ModelFolderError
 
 _READERS = 4
@@ -123,7 +123,7 @@ def run(arguments: CatalogueArguments) -> int:
                 if not new:
                     continue
                 filled = [*new.values(), *[chunk[0][1]] * (arguments.batch_size - len(new))]
-                tokens = np.asarray(encode_references(networks, np.stack(filled), settings))
+                tokens = np.asarray(encode_reference(networks, np.stack(filled), settings))
                 for key, one in zip(new, tokens, strict=False):
                     writer.add(key, one)
             if not len(writer):

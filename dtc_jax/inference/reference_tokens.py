@@ -10,24 +10,21 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import safetensors
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 
 from dtc_jax.config import ExperimentConfig
 from dtc_jax.data.images import InputError
 from dtc_jax.inference.settings import SamplerSettings
-from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
-from dtc_jax.models.inputs import normalize_batch
+from dtc_jax.inference.stages import encode_reference
 from dtc_jax.weights.fingerprint import fingerprint
 from dtc_jax.weights.safetensors_files import SafetensorsFile
 from dtc_jax.weights.tensor_source import WeightsError
@@ -51,15 +48,6 @@ def encoder_fingerprint(config: ExperimentConfig, params: Mapping[str, Any], dty
     described = f"{config.model.reference_encoder!r} {config.model.unet.cross_attention_dim} {jnp.dtype(dtype).name} "
     weights = fingerprint({name: params[name] for name in NETWORKS})
     return hashlib.sha256((described + weights).encode()).hexdigest()[:32]
-
-
-@partial(jax.jit, static_argnames="settings")
-def encode_references(
-    params: Mapping[str, Any], reference: UInt8[Array, "b r r 3"], settings: SamplerSettings
-) -> Float[Array, "b l d"]:
-    """The tokens that `generate` takes in place of these references."""
-    model = DiffuseToChoose(settings.model, settings.dtype)
-    return model.encode_reference(params, normalize_batch({"reference": reference}, settings.model)["reference"])
 
 
 class Catalogue:
@@ -132,7 +120,7 @@ def with_tokens(
         if key not in found and key in catalogue:
             found[key] = catalogue.tokens(key)
         elif key not in found:
-            found[key] = np.asarray(encode_references(params, case["reference"][None], settings))[0]
+            found[key] = np.asarray(encode_reference(params, case["reference"][None], settings))[0]
     return [
         {**{name: value for name, value in case.items() if name != "reference"}, "tokens": found[key]}
         for key, case in zip(keys, batch, strict=True)

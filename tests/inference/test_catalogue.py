@@ -42,7 +42,7 @@ def test_results_are_those_without_a_catalogue(
         raise AssertionError("the image encoder ran")
 
     with monkeypatch.context() as patch:
-        patch.setattr(reference_tokens, "encode_references", refuse)
+        patch.setattr(reference_tokens, "encode_reference", refuse)
         found = np.stack(list(with_catalogue.generate(cases)))
         np.testing.assert_allclose(found, expected, atol=1e-4)
         write_manifest(shop, entry("a", reference=2))

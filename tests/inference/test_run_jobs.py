@@ -240,7 +240,7 @@ def test_killed_at_any_time_every_image_is_there_once(tmp_path: Path, model_fold
             if len(list(out.glob("*.png"))) > len(seen) + 5:
                 os.kill(process.pid, signal.SIGKILL)
                 break
-            time.sleep(0.001)
+            time.sleep(0.01)
         assert process.wait() == -signal.SIGKILL, process.stderr.read() if process.stderr else ""
         if process.stderr:
             process.stderr.close()
