@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import os
 import re
 import shutil
 import sys
@@ -281,9 +282,10 @@ def quiet_orbax() -> None:
 def reason(error: BaseException) -> str:
     """What went wrong, in a few words: the system's where it is one of its errors."""
     text = " ".join(str(error).split()).strip("'\"") or type(error).__name__
-    system = re.search(r"([A-Z][\w ]+) \[os_error_code", text)
+    # TensorStore puts what it knows of the failure behind the message, in no fixed order.
+    system = re.search(r"\[os_error_code='(\d+)'\]", text)
     if system is not None:
-        return system.group(1)
+        return os.strerror(int(system.group(1)))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return text if len(text) <= 200 else text[:200] + "..."

@@ -266,3 +266,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     assert_equal(checkpoints.restore(target_of(state), 1), state._replace(step=jnp.int32(1)))
     checkpoints.close()
+
+
+@pytest.mark.parametrize("details", [("os_error_code='28'", "spec='{}'"), ("spec='{}'", "os_error_code='28'")])
+def test_the_system_s_reason_in_whatever_order_the_library_tells_it(details: tuple[str, str]) -> None:
+    first, second = details
+    error = ValueError(f"OUT_OF_RANGE: Failed to write 54564 bytes to file 20: words of its own [{first}] [{second}]")
+    assert reason(error) == os.strerror(28)
