@@ -146,9 +146,10 @@ def to_host(flat: FlatParams, mesh: Mesh, keep: bool = True) -> PyTree:
     gather, whole = gatherer(mesh), {}
     # One array at a time: the whole tree need not fit on a device.
     for path, leaf in flat.items():
-        gathered = gather(leaf)
+        # What this process holds all of needs no copy on the devices, and no program that makes one.
+        gathered = leaf if leaf.is_fully_addressable else gather(leaf).addressable_data(0)
         if keep:
-            whole[path] = np.asarray(gathered.addressable_data(0))
+            whole[path] = np.asarray(gathered)
     return unflatten_params(whole)
 
 

@@ -46,7 +46,7 @@ class Run:
         self.before = set(self._unfinished())
         self.newest = self.complete()
         self.lines: list[str] = []
-        self.process = start(run_dir, *flags)
+        self.process = start(run_dir, *flags, trainable="")
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 

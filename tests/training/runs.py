@@ -20,8 +20,15 @@ FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_
 """The compiler's passes over machine code take longer than these runs do."""
 
 
-def start(run_dir: Path, *flags: str, code: str | None = None) -> subprocess.Popen[str]:
-    """Start `train.py test`, or `code` in its place with the same arguments."""
+FEW_TRAINED = "^(hint_adapter|fusion|null_tokens|reference_projection)(/|$)"
+"""Most of the step's program is the optimizer's and the average's, once for each array that is trained. Training these
+alone, gradients still go through every network, and the program compiles in less than half the time."""
+
+
+def start(run_dir: Path, *flags: str, code: str | None = None, trainable: str = FEW_TRAINED) -> subprocess.Popen[str]:
+    """Start `train.py test`, or `code` in its place with the same arguments; an empty `trainable` is the test's own."""
+    if trainable and "--training.trainable" not in flags:
+        flags = ("--training.trainable", trainable, *flags)
     inherited = {name: value for name, value in os.environ.items() if name not in ("NPROC", "JAX_NUM_CPU_DEVICES")}
     environment = {
         **inherited,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from dtc_jax.config import ConfigError, DataConfig, ExperimentConfig, OptimizerConfig, TrainingConfig
-from dtc_jax.training.checkpoints import CheckpointError, Checkpoints, abstract_state
+from dtc_jax.training.checkpoints import CheckpointError, Checkpoints, abstract_state, reason
 from dtc_jax.training.optimizer import make_optimizer
 from dtc_jax.training.sharding import make_mesh, tree_sharding
 from dtc_jax.training.step import TrainState, init_state

@@ -79,7 +79,8 @@ def test_what_a_run_leaves(uninterrupted: Path) -> None:
     config, params = load_model_folder(uninterrupted / "model")
     assert config.name == "test"
     checkpoint = read_checkpoint(uninterrupted, 6)
-    np.testing.assert_array_equal(params["unet"]["conv_in"]["kernel"], checkpoint["['ema']['unet/conv_in/kernel']"])
+    trained = params["reference_projection"]["kernel"]
+    np.testing.assert_array_equal(trained, checkpoint["['ema']['reference_projection/kernel']"])
     assert {"vae", "vgg", "reference_encoder"} <= params.keys()
     assert not any("vae/" in path for path in checkpoint)
 
