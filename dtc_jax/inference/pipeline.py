@@ -19,7 +19,7 @@ from dtc_jax.data.images import ImageLike
 from dtc_jax.data.regions import Regions
 from dtc_jax.data.window import DEFAULT_CONTEXT
 from dtc_jax.diffusion import SolverName, TimestepSpacing
-from dtc_jax.inference.batches import generate_on, replicate
+from dtc_jax.inference.batches import choose_batch, generate_on, replicate
 from dtc_jax.inference.checks import check_count, check_feather, check_seed
 from dtc_jax.inference.generate import generate_jit, image_keys
 from dtc_jax.inference.prepare import Prepared, PreparedPhoto, read_case
@@ -28,6 +28,8 @@ from dtc_jax.inference.settings import CHECKPOINTS_OWN, SamplingChoices, resolve
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights.model_folder import check_params
 from dtc_jax.weights.run_folder import load_checkpoint
+
+_Wanted = tuple[Prepared, int, int]
 
 _NOT_SAMPLED = ("vgg",)
 """Networks that training needs and sampling does not."""
@@ -40,6 +42,18 @@ def _move_to_device(params: dict[str, Any]) -> None:
             _move_to_device(value)
         else:
             params[name] = jax.block_until_ready(jax.device_put(value))
+
+
+def _rows(wanted: Sequence[_Wanted], devices: int) -> list[Prepared]:
+    """The cases of a batch: one for each device where each has the images of one case, otherwise one for each image.
+
+    Of a case that has several images the hint and all else before the loop are computed once. More ways to share than
+    these two would be as many programs to compile.
+    """
+    share = len(wanted) // devices
+    first = [case for case, _, _ in wanted[::share]]
+    alone = all(case is first[number // share] for number, (case, _, _) in enumerate(wanted))
+    return first if alone else [case for case, _, _ in wanted]
 
 
 @dataclass(frozen=True)
@@ -125,7 +139,7 @@ class Pipeline:
         keep_backdrop: bool = False,
         feather: int | None = None,
         regions: Regions = "each",
-        batch_size: int = 1,
+        batch_size: int | None = None,
     ) -> list[UInt8[np.ndarray, "h w 3"]]:
         """Paint the reference's product into the masked region of the scene.
 
@@ -150,7 +164,7 @@ class Pipeline:
                 model's pixels covers, which is none where the result is not enlarged.
             regions: what a mask of several parts means: the product in `each` of them, in the `largest`, or one product
                 over all of them `together`. Specks are no parts.
-            batch_size: images per call of the compiled function.
+            batch_size: images per call of the compiled function; None: see `choose_batch`.
 
         Returns:
             `num_images` uint8 RGB arrays of the scene's size, equal to the scene outside the mask.
@@ -173,12 +187,12 @@ class Pipeline:
         case = self.prepare_regions(
             scene, mask, reference, box=box, context=context, keep_backdrop=keep_backdrop, regions=regions
         )
-        results = self.generate(
-            ((region, seed, index) for index in range(num_images) for region in case.regions),
-            choices,
-            batch_size=batch_size,
-        )
-        return [case.put_back(list(islice(results, len(case.regions))), feather) for _ in range(num_images)]
+        # A region's images in a row: what they share is computed once for those of a batch.
+        wanted = [(region, seed, index) for region in case.regions for index in range(num_images)]
+        if batch_size is None:
+            batch_size, _ = choose_batch(len(wanted), None, jax.local_devices()[:1])
+        results = list(self.generate(wanted, choices, batch_size=batch_size))
+        return [case.put_back(results[index::num_images], feather) for index in range(num_images)]
 
     def prepare(
         self,
@@ -273,7 +287,9 @@ class Pipeline:
         sampled: tuple[jax.Array, int] | None = None
         while chunk := list(islice(remaining, batch_size)):
             filled = chunk + [chunk[-1]] * (batch_size - len(chunk))
-            cases_of_batch = [case.batch for case, _, _ in filled]
+            cases_of_batch = [
+                case.batch for case in _rows(filled, len(devices) if several and devices is not None else 1)
+            ]
             if self.catalogue is not None:
                 cases_of_batch = with_tokens(self.catalogue, cases_of_batch, self.params, settings)
             batch = {name: np.stack([case[name] for case in cases_of_batch]) for name in cases_of_batch[0]}

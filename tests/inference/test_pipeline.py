@@ -81,6 +81,22 @@ def test_an_image_does_not_depend_on_its_batch(pipeline: Pipeline) -> None:
     np.testing.assert_allclose(np.stack(together), np.stack(alone), atol=2e-4)
 
 
+def test_images_of_one_case_share_what_is_before_the_loop(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = []
+
+    def spy(params: Any, batch: dict[str, np.ndarray], keys: jax.Array, *rest: Any) -> jax.Array:
+        rows.append((len(batch["hint"]), len(keys)))
+        return generate_jit(params, batch, keys, *rest)
+
+    monkeypatch.setattr("dtc_jax.inference.pipeline.generate_jit", spy)
+    one, other = pipeline.prepare(*_case(0)), pipeline.prepare(*_case(1))
+    wanted = [(one, 7, 0), (one, 7, 1), (one, 7, 2), (other, 7, 0)]
+    together = list(pipeline.generate(wanted, batch_size=2))
+    assert rows == [(1, 2), (2, 2)]
+    alone = [image for case in wanted for image in pipeline.generate([case])]
+    np.testing.assert_allclose(np.stack(together), np.stack(alone), atol=2e-4)
+
+
 @pytest.mark.parametrize("size", [(37, 51), (64, 33)])
 def test_nothing_outside_the_mask_changes(pipeline: Pipeline, size: tuple[int, int]) -> None:
     scene, mask, reference = _case(1, *size)
