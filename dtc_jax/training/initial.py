@@ -38,17 +38,19 @@ def needed_networks(config: ExperimentConfig) -> tuple[str, ...]:
     if config.stage in STAGE_NETWORKS:
         return STAGE_NETWORKS[config.stage]
     perceptual, taesd = config.loss.perceptual_weight > 0, config.loss.perceptual_decoder == "taesd"
-    hinted, sampled = config.model.hint.kind != "none", config.training.sample_every > 0
+    kind, sampled = config.model.hint.kind, config.training.sample_every > 0
+    hinted = kind != "none"
     needed = {
         "unet": True,
         "hint_encoder": hinted,
-        "hint_adapter": hinted,
+        "hint_adapter": hinted and kind != "latent",
         "fusion": hinted,
         "reference_projection": True,
         "null_tokens": True,
-        "vae": "latents" not in config.data.cached or (perceptual and not taesd) or sampled,
+        "vae": "latents" not in config.data.cached or (perceptual and not taesd) or sampled or kind == "latent",
         "reference_encoder": "tokens" not in config.data.cached or sampled,
         "vgg": perceptual,
+        "hed": kind == "hed",
         "taesd": perceptual and taesd,
     }
     return tuple(name for name, wanted in needed.items() if wanted)
