@@ -138,7 +138,8 @@ class DiffuseToChoose:
     def taesd_shapes(self) -> dict[str, Any]:
         """As `shapes`, of TAESD alone, which is no part of the model."""
         size = self.config.taesd.factor
-        return _shapes(AutoencoderTiny(self.config.taesd), _spec(1, size, size, 3))
+        shapes = _shapes(AutoencoderTiny(self.config.taesd), _spec(1, size, size, 3))
+        return jax.tree.map(lambda leaf: leaf, shapes)
 
     def _trace_shapes(self) -> dict[str, Any]:
         """What `shapes` returns; takes seconds."""
@@ -161,7 +162,7 @@ class DiffuseToChoose:
             "vgg": _shapes(self.vgg, image),
         }
         if self.has_hint:
-            features = [_spec(1, 1, 1, channels) for channels in feature_channels(config.unet)]
+            features = tuple(_spec(1, 1, 1, channels) for channels in feature_channels(config.unet))
             inputs = _spec(1, latent, latent, config.vae.latent_channels)
             if self.has_adapter:
                 shapes["hint_adapter"] = _shapes(self.hint_adapter, image)
@@ -384,8 +385,9 @@ def _spec(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
+@functools.lru_cache(maxsize=64)
 def _shapes(module: nn.Module, *inputs: Any) -> dict[str, Any]:
-    """Shapes of a module's parameters, by tracing alone."""
+    """Shapes of a module's parameters, by tracing alone; kept, because models differ in few of their networks."""
     return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
 

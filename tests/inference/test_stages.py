@@ -107,7 +107,7 @@ def plain(params: dict, inputs: dict[str, Any], images: int, time: str, guidance
         ("timestep", "both", 1, 1, "film"),
         ("fixed", "tokens", 1, 4, "film"),
         ("timestep", "both", 2, 2, "cross_attention"),
-        ("fixed", "tokens", 2, 4, "addition"),
+        pytest.param("timestep", "both", 2, 2, "addition", marks=pytest.mark.slow),
     ],
 )
 def test_fast_is_plain(
