@@ -34,7 +34,15 @@ from dtc_jax.feature_config import (
     PaintByExampleEncoderConfig,
 )
 from dtc_jax.loss_config import LossConfig
-from dtc_jax.model_config import DINOv2Config, FusionConfig, HintConfig, ModelConfig, UNetConfig, VGGConfig
+from dtc_jax.model_config import (
+    DINOv2Config,
+    FusionConfig,
+    HintConfig,
+    ModelConfig,
+    ReferenceConfig,
+    UNetConfig,
+    VGGConfig,
+)
 from dtc_jax.training_config import EMAConfig, OptimizerConfig, TrainingConfig
 
 __all__ = [
@@ -59,6 +67,7 @@ __all__ = [
     "OptimizerConfig",
     "PaintByExampleEncoderConfig",
     "PatchAutoencoderConfig",
+    "ReferenceConfig",
     "SamplingConfig",
     "TrainingConfig",
     "UNetConfig",

@@ -7,6 +7,7 @@ from typing import Literal
 
 from dtc_jax.autoencoder_config import AutoencoderConfig, AutoencoderKLConfig, AutoencoderTinyConfig
 from dtc_jax.config_base import STRICT, require
+from dtc_jax.feature_config import CLIPVisionConfig, HEDConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +135,10 @@ class HintConfig:
 
     __pydantic_config__ = STRICT
 
-    kind: Literal["reference", "none"] = "reference"
-    """`reference`: the stitched reference; `none`: no hint path at all (that is Paint by Example)."""
+    kind: Literal["reference", "canny", "hed", "latent", "none"] = "reference"
+    """`reference`: the stitched reference's pixels; `canny`: its edges by Canny's filter, channel by channel; `hed`:
+    its edges by a network, holistically-nested edge detection; `latent`: the scene with the reference stitched in, as
+    the autoencoder encodes it, without an adapter; `none`: no hint path at all (that is Paint by Example)."""
     fit: Literal["contain", "stretch"] = "contain"
     """How the reference fills its box: aspect kept and centred, or stretched."""
     region: Literal["largest_rectangle", "bounding_box"] = "largest_rectangle"
@@ -159,10 +162,35 @@ class FusionConfig:
 
     __pydantic_config__ = STRICT
 
-    kind: Literal["film"] = "film"
-    """`film`: (1 + gamma(h)) * x + beta(h) on every skip and the middle (paper 3.2)."""
+    kind: Literal["film", "addition", "cross_attention"] = "film"
+    """On every skip and the middle, with its hint feature h: `film`: (1 + gamma(h)) * x + beta(h) (paper 3.2);
+    `addition`: x + conv(h), ControlNet's zero convolutions; `cross_attention`: x attends to h."""
     pooled: bool = False
-    """One gamma and beta per channel from the average-pooled hint feature (the FiLM paper) instead of one per place."""
+    """FiLM with one gamma and beta per channel from the average-pooled hint feature (the FiLM paper) instead of one per
+    place."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.kind == "film" or not self.pooled,
+            f"fusion.pooled belongs to fusion.kind = film, not {self.kind}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceConfig:
+    """What becomes of the reference encoder's tokens on their way to the cross-attention."""
+
+    __pydantic_config__ = STRICT
+
+    tokens: Literal["all", "cls"] = "all"
+    """`all`: CLS and patches; `cls`: CLS alone, one token (Paint by Example)."""
+    projection: Literal["dense", "mapper"] = "dense"
+    """`dense`: one dense layer (paper 5.2); `mapper`: Paint by Example's, transformer blocks before it."""
+    mapper_layers: int = 5
+    """Transformer blocks of the mapper."""
+
+    def __post_init__(self) -> None:
+        require(self.mapper_layers >= 1, f"reference.mapper_layers = {self.mapper_layers} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,14 +205,18 @@ class ModelConfig:
     """Main U-Net; the hint encoder is a replica of its encoder and middle block."""
     vae: AutoencoderConfig = AutoencoderKLConfig()  # noqa: RUF009 (frozen, as the others)
     """Autoencoder between pixels and latents."""
-    reference_encoder: DINOv2Config = DINOv2Config(position_image_size=518)
-    """Encoder of the reference photo into tokens."""
+    reference_encoder: DINOv2Config | CLIPVisionConfig = DINOv2Config(position_image_size=518)
+    """Encoder of the reference photo into tokens: DINOv2, or CLIP's image encoder."""
+    reference: ReferenceConfig = ReferenceConfig()
+    """Which of its tokens are used, and how they get the cross-attention's width."""
     vgg: VGGConfig = VGGConfig()
     """Network of the perceptual loss."""
     hint: HintConfig = HintConfig()
     """What the hint is."""
     fusion: FusionConfig = FusionConfig()
     """How the hint modulates the U-Net."""
+    hed: HEDConfig = HEDConfig()  # noqa: RUF009 (frozen, as the others)
+    """Network of the hint's edges, where `hint.kind = hed`."""
     taesd: AutoencoderTinyConfig = AutoencoderTinyConfig()  # noqa: RUF009 (frozen, as the others)
     """The small autoencoder for the same latents, where `loss.perceptual_decoder = taesd`; no part of the model."""
 
@@ -200,6 +232,16 @@ class ModelConfig:
         )
         step = self.vae.factor * self.unet.downsampling
         require(self.image_size % step == 0, f"model.image_size = {self.image_size} is not divisible by {step}")
+        smallest = 2 ** (len(self.hed.block_channels) - 1)
+        require(
+            self.hint.kind != "hed" or self.image_size >= smallest,
+            f"model.image_size = {self.image_size} is below {smallest}, what hint.kind = hed needs",
+        )
+
+    @property
+    def num_reference_tokens(self) -> int:
+        """Tokens of a reference that the cross-attention sees."""
+        return 1 if self.reference.tokens == "cls" else self.reference_encoder.num_tokens
 
     @property
     def latent_size(self) -> int:

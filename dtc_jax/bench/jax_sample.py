@@ -119,7 +119,7 @@ def in_stages(
     modulations = conditions.modulations
     if conditions.hint is not None and modulations is None:
         of_one = stage("hint", lambda: stages.hint_features(params, conditions, times[:1], settings))
-        modulations = [(gamma[0], beta[0]) for gamma, beta in of_one]
+        modulations = jax.tree.map(lambda part: part[0], of_one)
     stage("denoise", lambda: stages.denoise(params, conditions, state.latents, times[0], settings, modulations))
     stage("decode", lambda: stages.decode(params, state.latents, settings))
     return seconds

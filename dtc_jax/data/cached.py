@@ -40,6 +40,10 @@ CACHED: Mapping[str, tuple[str, ...]] = {
 
 AUGMENTATION = "augmentation"
 
+REFERENCE_TOKENS = "model.reference.tokens"
+_EARLIER = {REFERENCE_TOKENS: "all"}
+"""Settings that caches made before there was a choice do not name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
@@ -88,7 +92,7 @@ def array_shapes(model: ModelConfig, cached: Sequence[str]) -> dict[str, tuple[i
     """Shapes of one sample's arrays for the given entries of `data.cached`."""
     encoder, size = model.reference_encoder, model.image_size // model.vae.factor
     latents = (size, size, model.vae.latent_channels)
-    shapes = {"tokens": (encoder.num_tokens, encoder.hidden_size)} | dict.fromkeys(CACHED["latents"], latents)
+    shapes = {"tokens": (model.num_reference_tokens, encoder.hidden_size)} | dict.fromkeys(CACHED["latents"], latents)
     return {name: shapes[name] for kind in cached for name in CACHED[kind]}
 
 
@@ -128,6 +132,7 @@ def settings(data: DataConfig, model: ModelConfig, cached: Sequence[str]) -> dic
     if "tokens" in cached:
         # The margin is trimmed before the reference is framed for its encoder, too.
         fields["model.hint.trim"] = model.hint.trim
+        fields[REFERENCE_TOKENS] = model.reference.tokens
         fields |= _flat("model.reference_encoder", dataclasses.asdict(model.reference_encoder))
     if "latents" in cached:
         fields |= _flat("model.vae", {"kind": type(model.vae).__name__, **dataclasses.asdict(model.vae)})
@@ -156,7 +161,7 @@ def check_fits(data_set: DataSet, data: DataConfig, model: ModelConfig) -> Cache
     if cache is None:
         return None
     for name, now in settings(data, model, data.cached).items():
-        before = cache.made_with.get(name)
+        before = cache.made_with.get(name, _EARLIER.get(name))
         if before != now:
             raise ConfigError(
                 f"data set {data_set.folder}: is a cache made with {name} = {before}, not {now}; "

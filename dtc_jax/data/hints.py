@@ -3,6 +3,9 @@
 "Diffuse to Choose", section 3.2 and supplement 5.1. Host functions (numpy and Pillow) serve files and sampling; their
 JAX twins serve the procedural world and anything else that has to be jitted. Both resize with the same triangle filter,
 widened when shrinking (Pillow's ``BILINEAR``), over the trimmed crop alone, so that they agree up to rounding.
+
+Two of the paper's other hints (section 4.3) are made of this canvas on the host, whatever made it: its edges, and the
+scene with the reference in it. The third, the edges that a network finds, is made on the device.
 """
 
 from typing import Any, Literal, get_args
@@ -14,6 +17,7 @@ from jaxtyping import Array, Float, Int, Num, Shaped, UInt8
 from PIL import Image
 
 from dtc_jax.data.masks import Box, bounding_box, bounding_box_jax, largest_rectangle, largest_rectangle_jax
+from dtc_jax.model_config import HintConfig
 
 Fit = Literal["contain", "stretch"]
 """How the reference fills its box: aspect kept and centred, or the whole box."""
@@ -26,6 +30,12 @@ WHITE_TOLERANCE = 245
 
 OPAQUE_TOLERANCE = 10
 """A pixel is transparent if its alpha is below this (of 255)."""
+
+CANNY_THRESHOLDS = (30, 140)
+"""Gradients (of 255) between which an edge goes on, and from which it begins."""
+
+HOLE = 128
+"""The hole of a scene: mid-grey, as the autoencoder is shown it."""
 
 
 def _check(name: str, value: str, choices: Any) -> None:
@@ -168,6 +178,55 @@ def stitch(
     canvas = np.zeros((height, width, 3), np.uint8)
     canvas[top:bottom, left:right] = np.asarray(piece.resize((right - left, bottom - top), Image.Resampling.BILINEAR))
     return canvas
+
+
+def make_hint(
+    reference: UInt8[np.ndarray, "r s c"],
+    place: Shaped[np.ndarray, "h w"] | Box,
+    scene: UInt8[np.ndarray, "h w 3"],
+    mask: Shaped[np.ndarray, "h w"],
+    config: HintConfig,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The batch's ``hint`` of one sample, on the host: the canvas, or what ``config.kind`` makes of it.
+
+    Args:
+        reference: see :func:`stitch`.
+        place: the mask whose box the reference gets, or the box itself.
+        scene: at the hint's size.
+        mask: non-zero = fill; of the scene with the reference in it, what is not scene.
+        config: fit, margin, box and kind.
+
+    Raises:
+        ValueError: see :func:`stitch`.
+    """
+    canvas = stitch(reference, place, scene.shape[:2], config.fit, config.trim, config.region)
+    if config.kind == "canny":
+        return canny_edges(canvas)
+    return stitched_scene(canvas, scene, mask) if config.kind == "latent" else canvas
+
+
+def canny_edges(canvas: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Edges of each channel by OpenCV's Canny: 255 on an edge, 0 elsewhere (paper 4.3)."""
+    channels = [cv2.Canny(np.ascontiguousarray(channel), *CANNY_THRESHOLDS) for channel in np.moveaxis(canvas, -1, 0)]
+    return np.stack(channels, axis=-1)
+
+
+def stitched_scene(
+    canvas: UInt8[Any, "*b h w 3"], scene: UInt8[Any, "*b h w 3"], mask: Shaped[Any, "*b h w"]
+) -> UInt8[Any, "*b h w 3"]:
+    """The scene with its hole grey and the reference over it, where the canvas has it; numpy or JAX.
+
+    Where that is, is the box round the canvas's pixels that are not black: black pixels of a product stay.
+    """
+
+    def between(lines: Any) -> Any:
+        """From the first true value of the last axis to the last."""
+        return (lines.cumsum(-1) > 0) & (lines[..., ::-1].cumsum(-1)[..., ::-1] > 0)
+
+    filled = (canvas > 0).any(-1)
+    box = between(filled.any(-1))[..., :, None] & between(filled.any(-2))[..., None, :]
+    box, hole = box[..., None].astype("uint8"), (mask > 0)[..., None].astype("uint8")
+    return box * canvas + (1 - box) * ((1 - hole) * scene + hole * np.uint8(HOLE))
 
 
 def _resize_matrix(

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from dtc_jax.data.hints import hint_box, stitch
+from dtc_jax.data.hints import hint_box, make_hint
 from dtc_jax.data.masks import Box, box_mask
 from dtc_jax.data.order import Augmentation
 from dtc_jax.data.records import FEATURES, Sample
@@ -48,7 +48,7 @@ def make_sample(sample: Sample, augmentation: Augmentation, config: ModelConfig)
         "scene": scene,
         "mask": mask[..., None],
         "reference": frame_reference(reference, config.reference_encoder.image_size, config.hint.trim),
-        "hint": stitch(reference, rectangle, (size, size), config.hint.fit, config.hint.trim),
+        "hint": make_hint(reference, rectangle, scene, mask, config.hint),
     }
 
 

@@ -116,7 +116,7 @@ def _condition(
         raise ValueError("the batch needs either reference or tokens")
     if "tokens" in batch:
         tokens = batch["tokens"]
-        expected = (cases, settings.model.reference_encoder.num_tokens, settings.model.unet.cross_attention_dim)
+        expected = (cases, settings.model.num_reference_tokens, settings.model.unet.cross_attention_dim)
         if tokens.shape != expected:
             raise ValueError(f"tokens: need shape {expected}, not {tokens.shape}")
     else:

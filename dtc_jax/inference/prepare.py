@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from dtc_jax.config import ModelConfig
-from dtc_jax.data.hints import stitch
+from dtc_jax.data.hints import make_hint
 from dtc_jax.data.images import (
     ImageLike,
     InputError,
@@ -156,10 +156,11 @@ def prepare(
         reference = clean_reference(reference)
     window = crop_window(mask, context)
     small_mask = extract_mask(mask, window, size)
+    small_scene = extract(scene, window, size)
     batch = {
-        "scene": extract(scene, window, size),
+        "scene": small_scene,
         "mask": small_mask[..., None],
         "reference": frame_reference(reference, config.reference_encoder.image_size, config.hint.trim),
-        "hint": stitch(reference, small_mask, (size, size), config.hint.fit, config.hint.trim, config.hint.region),
+        "hint": make_hint(reference, small_mask, small_scene, small_mask, config.hint),
     }
     return Prepared(batch, scene, mask, window)

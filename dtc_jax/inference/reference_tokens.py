@@ -21,7 +21,7 @@ import safetensors
 from jax.typing import DTypeLike
 from jaxtyping import Float, UInt8
 
-from dtc_jax.config import ExperimentConfig
+from dtc_jax.config import ExperimentConfig, ReferenceConfig
 from dtc_jax.data.images import InputError
 from dtc_jax.inference.settings import SamplerSettings
 from dtc_jax.inference.stages import encode_reference
@@ -46,6 +46,8 @@ def reference_key(reference: UInt8[np.ndarray, "r r 3"]) -> str:
 def encoder_fingerprint(config: ExperimentConfig, params: Mapping[str, Any], dtype: DTypeLike) -> str:
     """Which networks, and in which arithmetic: tokens of others must not be used."""
     described = f"{config.model.reference_encoder!r} {config.model.unet.cross_attention_dim} {jnp.dtype(dtype).name} "
+    if config.model.reference != ReferenceConfig():  # as it was described before there was a choice
+        described += f"{config.model.reference!r} "
     weights = fingerprint({name: params[name] for name in NETWORKS})
     return hashlib.sha256((described + weights).encode()).hexdigest()[:32]
 

@@ -131,7 +131,7 @@ def condition(
 def hint_features(
     params: Params, conditions: Conditions, timesteps: Int32[Array, " steps"], settings: SamplerSettings
 ) -> list[tuple[Array, Array]]:
-    """FiLM's (gamma, beta) [steps, rows, h, w, c] for every skip and the middle.
+    """What the fusion makes of the hint (FiLM: gamma and beta) [steps, rows, ...] for every skip and the middle.
 
     They are those of any number of timesteps, in one pass. There is a row for each case and, where they differ, branch.
 

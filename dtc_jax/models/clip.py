@@ -102,7 +102,7 @@ class _Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, indices: Int[Array, "..."]) -> Float[Array, "... c"]:
-        table = self.param("embedding", nn.initializers.normal(0.02), (self.rows, self.width), jnp.float32)
+        table = self.param("embedding", nn.initializers.truncated_normal(0.02), (self.rows, self.width), jnp.float32)
         return jnp.take(table, indices, axis=0)
 
 
@@ -114,7 +114,9 @@ class _VisionEmbeddings(nn.Module):
 
     def setup(self) -> None:
         width, patch = self.config.hidden_size, self.config.patch_size
-        self.class_embedding = self.param("class_embedding", nn.initializers.normal(width**-0.5), (width,), jnp.float32)
+        self.class_embedding = self.param(
+            "class_embedding", nn.initializers.truncated_normal(0.02), (width,), jnp.float32
+        )
         self.patch_embedding = Conv2d(
             width, kernel_size=patch, stride=patch, padding=0, use_bias=False, dtype=self.dtype
         )

@@ -8,11 +8,17 @@ from jaxtyping import Array, Float
 
 from dtc_jax.config import ModelConfig
 from dtc_jax.models.layers import Dense
+from dtc_jax.models.paint_by_example import PaintByExampleProjection
 
 
-def reference_projection(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> Dense:
-    """One dense layer from the reference encoder's width to the cross-attention's (paper 5.2)."""
-    return Dense(config.unet.cross_attention_dim, dtype=dtype)
+def reference_projection(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> Dense | PaintByExampleProjection:
+    """From the reference encoder's width to the cross-attention's: one dense layer (paper 5.2), or Paint by Example's
+    mapper."""
+    width = config.unet.cross_attention_dim
+    if config.reference.projection == "dense":
+        return Dense(width, dtype=dtype)
+    layers = config.reference.mapper_layers
+    return PaintByExampleProjection(config.reference_encoder.hidden_size, layers, width, dtype)
 
 
 def drop_tokens(

@@ -36,8 +36,8 @@ class StepInput(NamedTuple):
     temb: Float[Array, "*steps 1 t"]
     """The U-Net's time embedding."""
     modulations: list[tuple[Array, Array]] | None
-    """(gamma, beta) [*steps, rows, h, w, c] for every skip and the middle. None: they are the same at every step, or
-    there is no hint."""
+    """What the fusion makes of the hint, [*steps, rows, ...] for every skip and the middle. None: it is the same at
+    every step, or there is no hint."""
 
 
 class Conditions(NamedTuple):
@@ -81,7 +81,7 @@ class Denoiser:
         return StepInput(temb[:, None], self.modulations(timesteps) if moving else None)
 
     def modulations(self, timesteps: Num[Array, " steps"]) -> list[tuple[Array, Array]]:
-        """(gamma, beta) [steps, rows, h, w, c] for every skip and the middle.
+        """What the fusion makes of the hint, arrays [steps, rows, ...], for every skip and the middle.
 
         There is a row for each case and, as far as they differ, branch.
 
@@ -103,8 +103,7 @@ class Denoiser:
             x = x.reshape(cases, steps, -1, *x.shape[1:]).swapaxes(0, 1)
             return x.reshape(steps, -1, *x.shape[3:])
 
-        modulations = model.modulations(params, features) or []
-        return [(by_step(gamma), by_step(beta)) for gamma, beta in modulations]
+        return jax.tree.map(by_step, model.modulations(params, features) or [])
 
     def __call__(
         self, latents: Latents, timestep: Num[Array, ""], step_input: StepInput | None = None
@@ -144,7 +143,7 @@ class Denoiser:
             step_input = jax.tree.map(lambda x: x[0], self.step_inputs(jnp.asarray(timestep)[None]))
         modulations = self.conditions.modulations if step_input.modulations is None else step_input.modulations
         if modulations is not None:
-            modulations = [(rows(gamma), rows(beta)) for gamma, beta in modulations]
+            modulations = jax.tree.map(rows, modulations)
         times = jnp.broadcast_to(timestep, latents.shape[:1])
         return self.model.predict(
             self.params, latents, *self.conditions[:2], times, contexts, modulations, step_input.temb
@@ -212,7 +211,7 @@ def bind_conditions(
     if inputs is None or model.config.hint.time != "fixed":
         return conditions
     modulations = Denoiser(model, params, conditions).modulations(jnp.zeros(1, jnp.int32))
-    return conditions._replace(modulations=[(gamma[0], beta[0]) for gamma, beta in modulations])
+    return conditions._replace(modulations=jax.tree.map(lambda part: part[0], modulations))
 
 
 def denoiser(

@@ -5,7 +5,8 @@
                      FiLM(hint_encoder(adapter(hint) + zm, t, tokens))
 
 Parameters are one nested dict with a tree per network: `unet`, `hint_encoder`, `hint_adapter`, `fusion`,
-`reference_projection`, `null_tokens` are trained, `vae`, `reference_encoder`, `vgg` usually are not.
+`reference_projection`, `null_tokens` are trained, `vae`, `reference_encoder`, `vgg`, `hed` usually are not. The paper's
+variants are values of the configuration (docs/variants.md): some lack networks, one has `hed`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Num
 
-from dtc_jax.config import AutoencoderKLConfig, AutoencoderTinyConfig, ModelConfig
+from dtc_jax.config import AutoencoderKLConfig, AutoencoderTinyConfig, CLIPVisionConfig, ModelConfig
 from dtc_jax.models import conditioning
 from dtc_jax.models.autoencoder_kl import AutoencoderKL, sample_posterior, scale, unscale
 from dtc_jax.models.autoencoder_tiny import AutoencoderTiny
+from dtc_jax.models.clip import CLIPVisionModel
 from dtc_jax.models.dinov2 import Dinov2Model
-from dtc_jax.models.fusion import Feature, Fusion, Modulation, keep_modulations
+from dtc_jax.models.fusion import Feature, Fuse, Fusion, Modulation, keep_modulations
+from dtc_jax.models.hed import ControlNetHED
 from dtc_jax.models.hint import HintAdapter, HintEncoder, replicate_encoder
 from dtc_jax.models.initialize import RULES, initialize
 from dtc_jax.models.patch_autoencoder import PatchAutoencoder
@@ -74,12 +77,14 @@ class DiffuseToChoose:
 
     @property
     def fusion(self) -> Fusion:
-        """FiLM layers."""
-        return Fusion(self.config.fusion, feature_channels(self.config.unet), self.dtype)
+        """FiLM layers, or the fusion that stands in their place."""
+        unet = self.config.unet
+        heads, groups = unet.num_attention_heads, unet.norm_num_groups
+        return Fusion(self.config.fusion, feature_channels(unet), self.dtype, heads, groups)
 
     @property
     def reference_projection(self) -> nn.Module:
-        """Dense layer from the reference encoder's width to the cross-attention's."""
+        """From the reference encoder's width to the cross-attention's."""
         return conditioning.reference_projection(self.config, self.dtype)
 
     @property
@@ -92,14 +97,21 @@ class DiffuseToChoose:
         return PatchAutoencoder(self.config.vae, self.dtype)
 
     @property
-    def reference_encoder(self) -> Dinov2Model:
+    def reference_encoder(self) -> Dinov2Model | CLIPVisionModel:
         """Encoder of the reference photo."""
+        if isinstance(self.config.reference_encoder, CLIPVisionConfig):
+            return CLIPVisionModel(self.config.reference_encoder, self.dtype)
         return Dinov2Model(self.config.reference_encoder, self.dtype)
 
     @property
     def vgg(self) -> VGG:
         """Network of the perceptual loss."""
         return VGG(self.config.vgg, self.dtype, self.remat)
+
+    @property
+    def hed(self) -> ControlNetHED:
+        """Network of the hint's edges."""
+        return ControlNetHED(self.config.hed, self.dtype)
 
     @property
     def taesd(self) -> AutoencoderTiny:
@@ -111,6 +123,11 @@ class DiffuseToChoose:
         """Whether there is a hint path; without one the model is Paint by Example."""
         return self.config.hint.kind != "none"
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the hint is pixels, which an adapter brings to the latents' size; without one it is latents."""
+        return self.config.hint.kind not in ("none", "latent")
+
     # ------------------------------------------------------------------------------------------------- parameters
 
     def shapes(self) -> dict[str, Any]:
@@ -121,7 +138,8 @@ class DiffuseToChoose:
     def taesd_shapes(self) -> dict[str, Any]:
         """As `shapes`, of TAESD alone, which is no part of the model."""
         size = self.config.taesd.factor
-        return _shapes(AutoencoderTiny(self.config.taesd), _spec(1, size, size, 3))
+        shapes = _shapes(AutoencoderTiny(self.config.taesd), _spec(1, size, size, 3))
+        return jax.tree.map(lambda leaf: leaf, shapes)
 
     def _trace_shapes(self) -> dict[str, Any]:
         """What `shapes` returns; takes seconds."""
@@ -144,18 +162,22 @@ class DiffuseToChoose:
             "vgg": _shapes(self.vgg, image),
         }
         if self.has_hint:
-            features = [_spec(1, 1, 1, channels) for channels in feature_channels(config.unet)]
+            features = tuple(_spec(1, 1, 1, channels) for channels in feature_channels(config.unet))
             inputs = _spec(1, latent, latent, config.vae.latent_channels)
-            shapes["hint_adapter"] = _shapes(self.hint_adapter, image)
+            if self.has_adapter:
+                shapes["hint_adapter"] = _shapes(self.hint_adapter, image)
             shapes["hint_encoder"] = _shapes(self.hint_encoder, inputs, time, tokens)
             shapes["fusion"] = _shapes(self.fusion, features)
+        if config.hint.kind == "hed":
+            edged = 2 ** (len(config.hed.block_channels) - 1)
+            shapes["hed"] = _shapes(self.hed, _spec(1, edged, edged, 3))
         return shapes
 
     def init(self, key: Key[Array, ""], networks: Collection[str] | None = None) -> dict[str, Any]:
         """First parameters, as numpy arrays on the host.
 
         The hint encoder starts as a copy of the U-Net's encoder and middle (the paper's "trainable replica"); the last
-        layer of the adapter and the FiLM layers start at zero, hence the hint without effect.
+        layer of the adapter and the last ones of the fusion start at zero, hence the hint without effect.
 
         Args:
             key: Draws all of them.
@@ -211,8 +233,13 @@ class DiffuseToChoose:
     # ------------------------------------------------------------------------------------------------ conditioning
 
     def reference_features(self, params: Params, reference: Images) -> Float[Array, "b l hidden"]:
-        """The reference encoder's tokens of references that `normalize_batch` normalised."""
-        return _apply(self.reference_encoder, params["reference_encoder"], reference)
+        """The reference encoder's tokens, after its last norm, of references that `normalize_batch` normalised.
+
+        With `reference.tokens = cls` the first of them alone.
+        """
+        method = "normalized_tokens" if isinstance(self.config.reference_encoder, CLIPVisionConfig) else None
+        features = _apply(self.reference_encoder, params["reference_encoder"], reference, method=method)
+        return features[:, :1] if self.config.reference.tokens == "cls" else features
 
     def project(self, params: Params, features: Float[Array, "b l hidden"]) -> Tokens:
         """The reference encoder's tokens, at the cross-attention's width."""
@@ -233,7 +260,17 @@ class DiffuseToChoose:
     # -------------------------------------------------------------------------------------------------------- hint
 
     def hint_inputs(self, params: Params, hint: Images, masked_latents: Latents) -> Latents:
-        """What the hint encoder reads: adapter(hint) + masked latents; `hint` is in [0, 1]."""
+        """What the hint encoder reads; `hint` is in [0, 1], what `dtc_jax.data.hints.finish_hint` made of the canvas.
+
+        adapter(hint) + masked latents, or of the hint's edges; of the scene with the reference in it, its latents.
+        """
+        kind = self.config.hint.kind
+        if kind == "latent":
+            # Neither this nor the edges' network is trained.
+            return jax.lax.stop_gradient(self.encode_images(params, 2 * hint - 1))
+        if kind == "hed":
+            edges = jax.lax.stop_gradient(_apply(self.hed, params["hed"], hint))
+            hint = jnp.repeat(edges, 3, axis=-1)
         return _apply(self.hint_adapter, params["hint_adapter"], hint) + masked_latents
 
     def encode_hint(
@@ -261,7 +298,7 @@ class DiffuseToChoose:
         features: Sequence[Feature] | None,
         keep: Float[Array, " b"] | None = None,
     ) -> list[Modulation] | None:
-        """(gamma, beta) for every skip and the middle; None without features.
+        """What the fusion makes of the hint (FiLM: gamma and beta), for skips and middle; None without features.
 
         Args:
             params: Needs `fusion`.
@@ -311,7 +348,7 @@ class DiffuseToChoose:
         """The U-Net's output (noise, v or x0, whatever it was trained for), float32.
 
         Args:
-            params: Needs `unet`.
+            params: Needs `unet`, and `fusion` where it is cross-attention.
             noisy_latents: z_t.
             mask_latent: The mask at the latents' size, 1 = fill.
             masked_latents: Scaled latents of the scene without the masked region.
@@ -320,11 +357,23 @@ class DiffuseToChoose:
             modulations: From `modulations`; None for no hint.
             temb: From the U-Net's `embed_time`, in place of the timesteps.
         """
+        fused: Sequence[Modulation | Fuse] | None = modulations
+        if modulations is not None and self.config.fusion.kind == "cross_attention":
+            fused = [self._attention(params, index, part) for index, part in enumerate(modulations)]
         if self.config.unet.mask_channel == "keep":
             mask_latent = 1 - mask_latent
         # The order of Stable Diffusion's inpainting model; Paint by Example has the mask last.
         inputs = jnp.concatenate([noisy_latents, mask_latent, masked_latents], axis=-1)
-        return _apply(self.unet, params["unet"], inputs, timesteps, tokens, modulations, temb)
+        return _apply(self.unet, params["unet"], inputs, timesteps, tokens, fused, temb)
+
+    def _attention(self, params: Params, index: int, keys_values: Modulation) -> Fuse:
+        """The fusion's cross-attention at one place, as a function of the U-Net's feature there."""
+        fusion = self.fusion
+
+        def attend(x: Feature) -> Feature:
+            return _apply(fusion, params["fusion"], x, keys_values, index, method="attend")
+
+        return attend
 
 
 @functools.lru_cache(maxsize=16)
@@ -336,8 +385,9 @@ def _spec(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
+@functools.lru_cache(maxsize=64)
 def _shapes(module: nn.Module, *inputs: Any) -> dict[str, Any]:
-    """Shapes of a module's parameters, by tracing alone."""
+    """Shapes of a module's parameters, by tracing alone; kept, because models differ in few of their networks."""
     return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
 

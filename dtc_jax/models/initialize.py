@@ -23,14 +23,16 @@ Distribution = Literal["zeros", "ones", "lecun_normal", "he_normal", "normal", "
 Rule = tuple[str, Distribution]
 
 RULES: tuple[Rule, ...] = (
+    (r"^fusion/.*/to_[qkv]/kernel$", "lecun_normal"),
     (r"^fusion/.*/kernel$", "zeros"),
+    (r"^hed/norm$", "zeros"),
     (r"^vgg/.*/kernel$", "he_normal"),
     (r"^vae/(encoder|decoder)/correction/kernel$", "zeros"),
     (r"^vae/logvar$", "zeros"),
     (r"/kernel$", "lecun_normal"),
     (r"/(bias|mask_token)$", "zeros"),
     (r"/(scale|lambda1)$", "ones"),
-    (r"/(cls_token|position_embeddings)$", "small_normal"),
+    (r"/(cls_token|position_embeddings|class_embedding|position_embedding/embedding)$", "small_normal"),
     (r"^null_tokens/", "normal"),
 )
 """Regular expressions over parameter paths; the first that is found in a path decides."""

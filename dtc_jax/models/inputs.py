@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from dtc_jax.config import ModelConfig
+from dtc_jax.config import CLIPVisionConfig, ModelConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -41,7 +41,8 @@ def normalize_batch(batch: Mapping[str, Array], config: ModelConfig) -> dict[str
         config: Sizes that the images must fit.
 
     Returns:
-        `scene` in [-1, 1], `hint` in [0, 1], `reference` by ImageNet's mean and deviation, `mask` 0.0 or 1.0; float32.
+        `scene` in [-1, 1], `hint` in [0, 1], `reference` by the mean and deviation that its encoder was trained with,
+        `mask` 0.0 or 1.0; float32.
 
     Raises:
         ValueError: an image has a size that the networks cannot take, or scene, hint and mask differ in size.
@@ -53,7 +54,8 @@ def normalize_batch(batch: Mapping[str, Array], config: ModelConfig) -> dict[str
     if "hint" in batch:
         result["hint"] = batch["hint"].astype(jnp.float32) / 255
     if "reference" in batch:
-        result["reference"] = normalize_reference(batch["reference"])
+        clip = isinstance(config.reference_encoder, CLIPVisionConfig)
+        result["reference"] = (normalize_clip if clip else normalize_reference)(batch["reference"])
     if "mask" in batch:
         result["mask"] = batch["mask"].astype(jnp.float32)
     return result

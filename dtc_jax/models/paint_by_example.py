@@ -74,6 +74,34 @@ class _Mapper(nn.Module):
         return x
 
 
+class PaintByExampleProjection(nn.Module):
+    """What Paint by Example does to CLIP's tokens: the mapper, a LayerNorm and a projection.
+
+    The rest of `PaintByExampleImageEncoder` is CLIP before it, which it leaves as it is, and the null vector; here the
+    three are networks of their own, of which the first is frozen.
+
+    Attributes:
+        features: Width of the tokens.
+        num_layers: Blocks of the mapper.
+        projection_dim: Width of what comes out.
+        dtype: Type of the arithmetic and of what comes out.
+    """
+
+    features: int
+    num_layers: int
+    projection_dim: int
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        self.mapper = _Mapper(self.features, self.num_layers, self.dtype)
+        self.final_layer_norm = LayerNorm(dtype=self.dtype)
+        self.proj_out = Dense(self.projection_dim, dtype=self.dtype)
+
+    def __call__(self, tokens: Float[Array, "b n c"]) -> Float[Array, "b n d"]:
+        """Tokens for the cross-attention, from CLIP's after its last LayerNorm."""
+        return self.proj_out(self.final_layer_norm(self.mapper(tokens)))
+
+
 class PaintByExampleImageEncoder(nn.Module):
     """CLIP's image encoder, transformer blocks on its output, a LayerNorm and a projection.
 

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from dtc_jax.config import UNetConfig
-from dtc_jax.models.fusion import Feature, Modulation, modulate
+from dtc_jax.models.fusion import Feature, Fuse, Modulation, modulate
 from dtc_jax.models.layers import Conv2d, Dense, GroupNorm, repeat_rows
 from dtc_jax.models.remat import Remat, apply_block
 from dtc_jax.models.resnet import Downsample, ResnetBlock, Upsample
@@ -278,7 +278,7 @@ class UNet2DConditionModel(nn.Module):
         inputs: Float[Array, "b h w c"],
         timesteps: Num[Array, " b"],
         tokens: Conditioning,
-        modulations: Sequence[Modulation] | None = None,
+        modulations: Sequence[Modulation | Fuse] | None = None,
         temb: Float[Array, "b2 t"] | None = None,
     ) -> Float[Array, "b3 h w out"]:
         """Predict.
@@ -287,7 +287,8 @@ class UNet2DConditionModel(nn.Module):
             inputs: Noisy latents, and whatever else the configuration concatenates to them.
             timesteps: In [0, T), one per sample.
             tokens: Conditioning for the cross-attention, or what `contexts` made of it.
-            modulations: For every skip and the middle (`dtc_jax.models.fusion`), or None for a plain U-Net.
+            modulations: For every skip and the middle: what `dtc_jax.models.fusion.modulate` takes, or a function of
+                the feature. None for a plain U-Net.
             temb: What `embed_time` returned, in place of the timesteps; of fewer rows each serves several.
 
         Returns:
@@ -300,6 +301,8 @@ class UNet2DConditionModel(nn.Module):
         x, skips = self.encode(inputs, temb, tokens)
         x = self.middle(x, temb, tokens)
         if modulations is not None:
-            *skips_modulated, x = (modulate(f, m) for f, m in zip((*skips, x), modulations, strict=True))
+            *skips_modulated, x = (
+                m(f) if callable(m) else modulate(f, m) for f, m in zip((*skips, x), modulations, strict=True)
+            )
             skips = tuple(skips_modulated)
         return self.decode(x, skips, temb, tokens)

@@ -50,7 +50,7 @@ def abstract_batch(config: ExperimentConfig, batch_size: int) -> PyTree:
         return jax.eval_shape(lambda: sample_batch(0, 0, batch_size, size=size, reference_size=reference_size))
     latent_size = size // model.vae.factor
     latents = ((latent_size, latent_size, model.vae.latent_channels), jnp.float32)
-    tokens = ((model.reference_encoder.num_tokens, model.reference_encoder.hidden_size), jnp.float32)
+    tokens = ((model.num_reference_tokens, model.reference_encoder.hidden_size), jnp.float32)
     arrays: dict[str, tuple[tuple[int, ...], Any]] = {
         "scene": ((size, size, 3), jnp.uint8),
         "mask": ((size, size, 1), jnp.uint8),

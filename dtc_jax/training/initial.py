@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from dtc_jax.config import AutoencoderTinyConfig, ConfigError, ExperimentConfig, PatchAutoencoderConfig
+from dtc_jax.config import (
+    AutoencoderTinyConfig,
+    CLIPVisionConfig,
+    ConfigError,
+    ExperimentConfig,
+    ModelConfig,
+    PatchAutoencoderConfig,
+)
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.models.hint import replicate_encoder
 from dtc_jax.models.initialize import initialize
@@ -38,17 +45,19 @@ def needed_networks(config: ExperimentConfig) -> tuple[str, ...]:
     if config.stage in STAGE_NETWORKS:
         return STAGE_NETWORKS[config.stage]
     perceptual, taesd = config.loss.perceptual_weight > 0, config.loss.perceptual_decoder == "taesd"
-    hinted, sampled = config.model.hint.kind != "none", config.training.sample_every > 0
+    kind, sampled = config.model.hint.kind, config.training.sample_every > 0
+    hinted = kind != "none"
     needed = {
         "unet": True,
         "hint_encoder": hinted,
-        "hint_adapter": hinted,
+        "hint_adapter": hinted and kind != "latent",
         "fusion": hinted,
         "reference_projection": True,
         "null_tokens": True,
-        "vae": "latents" not in config.data.cached or (perceptual and not taesd) or sampled,
+        "vae": "latents" not in config.data.cached or (perceptual and not taesd) or sampled or kind == "latent",
         "reference_encoder": "tokens" not in config.data.cached or sampled,
         "vgg": perceptual,
+        "hed": kind == "hed",
         "taesd": perceptual and taesd,
     }
     return tuple(name for name, wanted in needed.items() if wanted)
@@ -96,6 +105,9 @@ def initial_params(
         )
         if "taesd" in wanted and "vae" in loaded and autoencoders == (True, False):
             loaded["taesd"] = loaded.pop("vae")
+        for name, why in other_kinds(config.model, stored.model).items():
+            if loaded.pop(name, None) is not None:
+                logger.info("%s: %s is left out: %s", folder, name, why)
         brought = [name for name in params if name in loaded]
         if not brought:
             raise ConfigError(f"{folder}: holds {', '.join(loaded)}, none of which {config.name} needs")
@@ -122,6 +134,28 @@ def initial_params(
         params["hint_encoder"] = replicate_encoder(params["unet"], config.model.vae.latent_channels)
         logger.info("hint_encoder: a copy of the loaded unet's encoder and middle")
     return params
+
+
+def other_kinds(wanted: ModelConfig, stored: ModelConfig) -> dict[str, str]:
+    """Networks of a stored model that are of another kind than the wanted one's, and why.
+
+    Variants start from the same folder: what one lacks, or has of its own, is fresh. A network of the same kind but of
+    other sizes is an error instead.
+    """
+    kinds: dict[str, str] = {}
+
+    def compare(network: str, what: str, one: str, other: str) -> None:
+        if one != other:
+            kinds[network] = f"the experiment's {what} is {one}, not {other}"
+
+    encoders = [
+        "CLIP" if isinstance(model.reference_encoder, CLIPVisionConfig) else "DINOv2" for model in (wanted, stored)
+    ]
+    compare("fusion", "fusion", wanted.fusion.kind, stored.fusion.kind)
+    compare("reference_encoder", "reference encoder", *encoders)
+    compare("reference_projection", "reference encoder", *encoders)
+    compare("reference_projection", "projection", wanted.reference.projection, stored.reference.projection)
+    return kinds
 
 
 def published_taesd(folder: Path) -> PyTree:

@@ -191,8 +191,8 @@ def reference_tokens(model: DiffuseToChoose, params: PyTree, images: Batch) -> T
     """
     if "tokens" not in images:
         return model.encode_reference(params, images["reference"])
-    encoder = model.config.reference_encoder
-    found, expected = images["tokens"].shape[1:], (encoder.num_tokens, encoder.hidden_size)
+    width = model.config.reference_encoder.hidden_size
+    found, expected = images["tokens"].shape[1:], (model.config.num_reference_tokens, width)
     if found != expected:
         raise ValueError(f"the batch's tokens are {found[0]}x{found[1]}; this reference encoder makes {expected}")
     return model.project(params, images["tokens"].astype(jnp.float32))

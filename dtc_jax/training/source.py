@@ -15,6 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree, UInt8
 
 from dtc_jax.config import ConfigError, ExperimentConfig
+from dtc_jax.data.hints import canny_edges, stitched_scene
 from dtc_jax.data.pipeline import RecordReader, evaluation_records, stack
 from dtc_jax.data.procedural import sample_batch
 from dtc_jax.training.broken_records import OnBroken, log_broken
@@ -75,7 +76,7 @@ class GeneratedSource:
         @partial(jax.shard_map, mesh=mesh, in_specs=PartitionSpec(), out_specs=BATCH_SPEC, check_vma=False)
         def generate(start: Array) -> PyTree:
             position = jax.lax.axis_index(mesh.axis_names).astype(jnp.uint32)
-            return sample_batch(
+            batch = sample_batch(
                 config.data.seed,
                 start + position * jnp.uint32(local_size),
                 local_size,
@@ -85,16 +86,35 @@ class GeneratedSource:
                 trim=config.model.hint.trim,
                 region=config.model.hint.region,
             )
+            return with_scene(batch, config)
 
         self._generate = generate
+        self._edges = config.model.hint.kind == "canny"
 
     def __call__(self, step: int) -> PyTree:
         """The global batch of any step."""
         # The global order is endless but counted in 32 bits: it starts again after four thousand million samples.
-        return self._generate(np.uint32((step * self._batch_size) % 2**32))
+        batch = self._generate(np.uint32((step * self._batch_size) % 2**32))
+        return {**batch, "hint": edges_on_host(batch["hint"])} if self._edges else batch
 
     def close(self) -> None:
         """Nothing works in the background."""
+
+
+def with_scene(batch: dict[str, Any], config: ExperimentConfig) -> dict[str, Any]:
+    """A generated batch with the scene in its hints, where the experiment's are that."""
+    if config.model.hint.kind != "latent":
+        return batch
+    return {**batch, "hint": stitched_scene(batch["hint"], batch["scene"], batch["mask"][..., 0])}
+
+
+def edges_on_host(hints: UInt8[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
+    """Canny's edges of hints that are on devices; each process makes those of its own."""
+    pieces = [
+        jax.device_put(np.stack([canny_edges(hint) for hint in jax.device_get(shard.data)]), shard.device)
+        for shard in hints.addressable_shards
+    ]
+    return jax.make_array_from_single_device_arrays(hints.shape, hints.sharding, pieces)
 
 
 def evaluation_batch(config: ExperimentConfig, count: int) -> dict[str, Any]:
@@ -130,9 +150,13 @@ def evaluation_batch(config: ExperimentConfig, count: int) -> dict[str, Any]:
             trim=config.model.hint.trim,
             region=config.model.hint.region,
         )
+        batch = with_scene(batch, config)
         return {name: batch[name] for name in names}
 
-    return jax.device_get(draw())
+    batch = jax.device_get(draw())
+    if config.model.hint.kind == "canny":
+        batch["hint"] = np.stack([canny_edges(hint) for hint in batch["hint"]])
+    return batch
 
 
 def training_scenes(config: ExperimentConfig, count: int) -> UInt8[Array, "b h w 3"]:

@@ -28,7 +28,7 @@ import numpy as np
 import tyro
 
 from dtc_jax.arguments import UsageError, parse_arguments
-from dtc_jax.config import ConfigError, ModelConfig
+from dtc_jax.config import CLIPVisionConfig, ConfigError, HintConfig, ModelConfig, ReferenceConfig
 from dtc_jax.weights.checkpoint_source import Checkpoint, open_checkpoint
 from dtc_jax.weights.export_pytorch import export_pipeline
 from dtc_jax.weights.hub import locate
@@ -67,11 +67,14 @@ class ImportArguments:
     vae: _Source = None
     """Another autoencoder: AutoencoderKL, or TAESD."""
     reference_encoder: _Source = None
-    """DINOv2, in Facebook's or transformers' layout."""
+    """DINOv2, in Facebook's or transformers' layout; or CLIP or Paint by Example's image encoder, for Paint by Example,
+    which has no hint."""
     vgg: _Source = None
     """VGG-19, in torchvision's layout."""
     hint_encoder: _Source = None
     """A ControlNet to start the hint encoder from, in place of a copy of the U-Net's encoder."""
+    hed: _Source = None
+    """ControlNet's HED (ControlNetHED.pth), for hints that are the edges which it finds."""
     variant: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(optional)")] = None
     """Variant of the files in folders, e.g. fp16."""
     ema: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -213,6 +216,7 @@ def run_import(arguments: ImportArguments) -> int:
         reference_encoder=located(arguments.reference_encoder),
         vgg=located(arguments.vgg),
         hint_encoder=located(arguments.hint_encoder),
+        hed=located(arguments.hed),
         variant=arguments.variant,
         ema=arguments.ema,
     )
@@ -224,13 +228,26 @@ def run_import(arguments: ImportArguments) -> int:
         dtype=_dtype(arguments.dtype),
         report=lambda source: print(source, flush=True),
     )
-    flags = "".join(f" {flag}" for flag in other_than_default(start.config.model))
-    print(f"{arguments.output}: complete; python train.py sd15 --run-dir RUN --init-from {arguments.output}{flags}")
+    experiment, usual = experiment_of(start.config.model)
+    flags = "".join(f" {flag}" for flag in other_than_default(start.config.model, usual))
+    command = f"python train.py {experiment} --run-dir RUN --init-from {arguments.output}{flags}"
+    print(f"{arguments.output}: complete; {command}")
     return 0
 
 
-def other_than_default(model: ModelConfig) -> list[str]:
-    """Flags of train.py with which the experiment `sd15` gets these sizes."""
+def experiment_of(model: ModelConfig) -> tuple[str, ModelConfig]:
+    """The experiment that trains a model of this kind, and its sizes."""
+    if isinstance(model.reference_encoder, CLIPVisionConfig):
+        reference = ReferenceConfig(tokens="cls", projection="mapper")
+        hint = HintConfig(kind="none")
+        return "pbe_clip_cls", ModelConfig(reference_encoder=CLIPVisionConfig(), reference=reference, hint=hint)
+    if model.hint.kind == "hed":
+        return "sd15_hed", ModelConfig(hint=HintConfig(kind="hed"))
+    return "sd15", ModelConfig()
+
+
+def other_than_default(model: ModelConfig, usual: ModelConfig | None = None) -> list[str]:
+    """Flags of train.py with which an experiment of the `usual` sizes (by default `sd15`) gets these."""
 
     def differing(found: Mapping[str, Any], usual: Mapping[str, Any], prefix: str) -> list[str]:
         flags: list[str] = []
@@ -243,7 +260,7 @@ def other_than_default(model: ModelConfig) -> list[str]:
                 flags.append(f"{flag} {' '.join(map(str, words))}")
         return flags
 
-    return differing(dataclasses.asdict(model), dataclasses.asdict(ModelConfig()), "--model")
+    return differing(dataclasses.asdict(model), dataclasses.asdict(usual or ModelConfig()), "--model")
 
 
 def run_export(arguments: ExportArguments) -> int:

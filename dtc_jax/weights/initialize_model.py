@@ -3,6 +3,7 @@
 From a Stable Diffusion 1.x (or its inpainting model, or Paint by Example) alone: U-Net with as many input channels as
 are needed (zeros appended), the hint encoder as a copy of its encoder and middle, the autoencoder; adapter, fusion,
 token projection, null tokens fresh. DINOv2, VGG and a ControlNet for the hint encoder come with it or are fresh, too.
+CLIP in the place of DINOv2 makes it a start of Paint by Example, without a hint; HED one whose hint is edges.
 """
 
 from __future__ import annotations
@@ -13,7 +14,17 @@ from pathlib import Path
 
 from jax.typing import DTypeLike
 
-from dtc_jax.config import ConfigError, DINOv2Config, ExperimentConfig, ModelConfig, VGGConfig, config_to_json
+from dtc_jax.config import (
+    ConfigError,
+    DINOv2Config,
+    ExperimentConfig,
+    HEDConfig,
+    HintConfig,
+    ModelConfig,
+    ReferenceConfig,
+    VGGConfig,
+    config_to_json,
+)
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights.diffuse_to_choose import with_more_inputs
 from dtc_jax.weights.export_pytorch import is_exported_folder, open_exported
@@ -24,15 +35,19 @@ from dtc_jax.weights.new_folder import new_folder, refuse_existing
 from dtc_jax.weights.recognition import Detected
 from dtc_jax.weights.sources import Source, imported_from, write_sources
 from dtc_jax.weights.starting_parts import (
+    CLIP_ENCODERS,
     base_networks,
+    clip_parts,
     fresh,
     imported,
     is_taesd,
     null_tokens,
     part,
+    reference_encoder,
     replica,
     starting_unet,
     taesd,
+    vision_config,
 )
 from dtc_jax.weights.tensors import LazyTensor, WeightsError, lacks_variant, write_tensors
 from dtc_jax.weights.training_data import DATA_FILE, TrainingData
@@ -48,9 +63,10 @@ class Parts:
         base: Stable Diffusion 1.x, its inpainting model or Paint by Example: diffusers' folder or a single file; or a
             folder that was exported, for the way back.
         vae: Another autoencoder (AutoencoderKL, TAESD); needed if `base` is a U-Net alone.
-        reference_encoder: DINOv2.
+        reference_encoder: DINOv2; or CLIP, or Paint by Example's image encoder.
         vgg: torchvision's VGG-19.
         hint_encoder: A ControlNet.
+        hed: ControlNet's HED.
         variant: Of the files in folders, e.g. `fp16`.
         ema: Take the moving average of a single file that holds both.
     """
@@ -60,6 +76,7 @@ class Parts:
     reference_encoder: Path | None = None
     vgg: Path | None = None
     hint_encoder: Path | None = None
+    hed: Path | None = None
     variant: str | None = None
     ema: bool = False
 
@@ -127,9 +144,10 @@ def start_from(parts: Parts, image_size: int | None = None, seed: int = 0) -> St
     unet = starting_unet(base, parts.ema, parts.base)
     found = {
         "vae": None if is_taesd(parts.vae) else part(parts.vae, "vae", parts.variant) or base.get("vae"),
-        "reference_encoder": part(parts.reference_encoder, "dinov2", parts.variant),
+        "reference_encoder": reference_encoder(parts.reference_encoder, parts.variant),
         "vgg": part(parts.vgg, "vgg", parts.variant),
         "hint_encoder": part(parts.hint_encoder, "controlnet", parts.variant),
+        "hed": part(parts.hed, "hed", parts.variant),
     }
     small = taesd(parts.vae) if is_taesd(parts.vae) else None
     autoencoder = small[0] if small else found["vae"]
@@ -160,15 +178,27 @@ def start_from(parts: Parts, image_size: int | None = None, seed: int = 0) -> St
         change = f"{unet.config.in_channels} input channels, extended to {model.unet.in_channels} with zeros"
         unet_source = replace(unet_source, layout=f"{unet_source.layout}; {change}")
     add("unet", with_more_inputs(tensors, model.unet.in_channels), unet_source)
-    if found["hint_encoder"] is not None:
-        add_imported("hint_encoder", found["hint_encoder"])
+    if model.hint.kind != "none":
+        if found["hint_encoder"] is not None:
+            add_imported("hint_encoder", found["hint_encoder"])
+        else:
+            origin = f"a copy of the unet's encoder and middle, from {unet.source.path}"
+            copy = replica(networks["unet"], shapes["hint_encoder"])
+            add("hint_encoder", copy, imported_from("hint_encoder", origin, unet.layout.name))
+        add_fresh("hint_adapter", "fresh; its last convolution is zero")
+        add_fresh("fusion", "fresh: zeros, the identity")
+    if found["hed"] is not None:
+        add_imported("hed", found["hed"])
+    clip = found["reference_encoder"]
+    if clip is not None and clip.network in CLIP_ENCODERS:
+        encoder, projection = clip_parts(clip, shapes["reference_projection"])
+        add("reference_encoder", encoder, _source("reference_encoder", clip, parts))
+        if projection:
+            add("reference_projection", projection, _source("reference_projection", clip, parts))
+        else:
+            add_fresh("reference_projection", "fresh")
     else:
-        origin = f"a copy of the unet's encoder and middle, from {unet.source.path}"
-        copy = replica(networks["unet"], shapes["hint_encoder"])
-        add("hint_encoder", copy, imported_from("hint_encoder", origin, unet.layout.name))
-    add_fresh("hint_adapter", "fresh; its last convolution is zero")
-    add_fresh("fusion", "fresh: zeros, the identity")
-    add_fresh("reference_projection", "fresh")
+        add_fresh("reference_projection", "fresh")
     null = null_tokens(base, shapes["null_tokens"])
     if null is not None:
         add("null_tokens", null, replace(unet_source, network="null_tokens", layout="Paint by Example's null vector"))
@@ -183,6 +213,8 @@ def start_from(parts: Parts, image_size: int | None = None, seed: int = 0) -> St
         add_imported("vae", found["vae"])
     for network, advice in (("reference_encoder", "DINOv2"), ("vgg", "VGG-19")):
         detected = found[network]
+        if network in networks:
+            continue
         if detected is not None:
             add_imported(network, detected)
         else:
@@ -205,14 +237,25 @@ def _configuration(
             f"{unet.source.path}: reads {unet.config.in_channels} channels and returns {unet.config.out_channels}, "
             f"expected {latents} or {2 * latents + 1} and {latents}: the autoencoder has {latents}"
         )
-    reference, vgg = found["reference_encoder"], found["vgg"]
+    reference, vgg, hed = found["reference_encoder"], found["vgg"], found["hed"]
+    encoder = reference.config if reference else DINOv2Config(position_image_size=518)
+    hint, tokens = HintConfig(kind="hed" if hed else "reference"), ReferenceConfig()
+    if reference is not None and reference.network in CLIP_ENCODERS:
+        encoder = vision_config(reference)
+        layers = getattr(reference.config, "mapper_layers", ReferenceConfig.mapper_layers)
+        tokens = ReferenceConfig(tokens="cls", projection="mapper", mapper_layers=layers)
+        if hed is None and found["hint_encoder"] is None:
+            hint = HintConfig(kind="none")
     try:
         model = ModelConfig(
             image_size=image_size,
             unet=replace(unet.config, in_channels=2 * latents + 1),
             vae=vae.config,
-            reference_encoder=reference.config if reference else DINOv2Config(position_image_size=518),
+            reference_encoder=encoder,
+            reference=tokens,
             vgg=vgg.config if vgg else VGGConfig(),
+            hint=hint,
+            hed=hed.config if hed else HEDConfig(),
         )
     except ConfigError as error:
         raise WeightsError(f"{base}: the parts do not go together: {error}") from None
@@ -221,7 +264,7 @@ def _configuration(
 
 def _from_exported(parts: Parts) -> Start:
     """The way back from an exported folder."""
-    others = [name for name in ("vae", "reference_encoder", "hint_encoder") if getattr(parts, name) is not None]
+    others = [name for name in ("vae", "reference_encoder", "hint_encoder", "hed") if getattr(parts, name) is not None]
     if others:
         raise WeightsError(f"{parts.base}: is a whole model; {', '.join(others)} cannot be replaced in it")
     if parts.ema:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from jax.typing import DTypeLike
 
-from dtc_jax.config import AutoencoderKLConfig
+from dtc_jax.config import AutoencoderKLConfig, DINOv2Config
 from dtc_jax.weights import autoencoder_kl, dinov2, unet
 from dtc_jax.weights.checkpoint_source import Checkpoint
 from dtc_jax.weights.mapping import export_tensors
@@ -73,6 +73,8 @@ def _ldm(checkpoint: Checkpoint, dtype: DTypeLike | None) -> list[tuple[str, lis
 
 
 def _dinov2(checkpoint: Checkpoint, dtype: DTypeLike | None) -> list[tuple[str, list[LazyTensor]]]:
+    if not isinstance(checkpoint.config.model.reference_encoder, DINOv2Config):
+        raise WeightsError(f"{checkpoint.path}: its reference encoder is CLIP; --format dinov2 is for DINOv2")
     layout = dinov2.FACEBOOK
     return [
         (f"reference_encoder ({layout.name})", export_tensors(layout, checkpoint.networks["reference_encoder"], dtype))

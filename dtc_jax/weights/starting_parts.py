@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dtc_jax.config import ModelConfig
+from dtc_jax.config import CLIPVisionConfig, ModelConfig
 from dtc_jax.models.initialize import RULES, initialize
 from dtc_jax.weights import autoencoder_tiny
 from dtc_jax.weights.detect import detect, detect_networks
@@ -116,6 +116,44 @@ def replica(unet: Sequence[LazyTensor], wanted: Shapes) -> list[LazyTensor]:
         return replace(tensor, shape=shape, read=lambda: np.ascontiguousarray(tensor.read()[:, :, : shape[2], :]))
 
     return [copied(tensor) for tensor in unet if tensor.name.startswith(_REPLICATED)]
+
+
+CLIP_ENCODERS = {"clip": "vision_model/", "clip_vision": "vision_model/", "paint_by_example_encoder": "model/"}
+"""Files that hold CLIP's image encoder, and where in them it is, if not at the top."""
+
+
+def reference_encoder(path: Path | None, variant: str | None) -> Detected | None:
+    """DINOv2, or a file with CLIP's image encoder in it.
+
+    Raises:
+        WeightsError: it holds neither.
+    """
+    if path is None:
+        return None
+    found = {detected.network: detected for detected in detect_networks(open_tensors(path, variant, or_plain=True))}
+    for network in ("dinov2", *CLIP_ENCODERS):
+        if network in found:
+            return found[network]
+    raise WeightsError(f"{path}: holds {', '.join(found)}, expected dinov2 or CLIP's image encoder")
+
+
+def vision_config(detected: Detected) -> CLIPVisionConfig:
+    """The image encoder's sizes, of what `CLIP_ENCODERS` names."""
+    return getattr(detected.config, "vision", detected.config)
+
+
+def clip_parts(detected: Detected, projection: Shapes) -> tuple[list[LazyTensor], list[LazyTensor]]:
+    """CLIP's image encoder, and what Paint by Example has trained after it (nothing of plain CLIP).
+
+    Args:
+        detected: What `CLIP_ENCODERS` names.
+        projection: Paths and shapes of a model's `reference_projection`; taken if all of them are there.
+    """
+    tensors = import_tensors(detected.layout, detected.source, detected.shapes)
+    prefix = CLIP_ENCODERS[detected.network]
+    inner = [replace(t, name=t.name.removeprefix(prefix)) for t in tensors if t.name.startswith(prefix)]
+    after = [t for t in tensors if projection.get(t.name) == t.shape]
+    return inner or tensors, after if len(after) == len(projection) else []
 
 
 def null_tokens(base: Mapping[str, Detected], wanted: Shapes) -> list[LazyTensor] | None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from dtc_jax.bench.synthetic import synthetic_sample
 from dtc_jax.config import HintConfig
-from dtc_jax.data.hints import stitch
+from dtc_jax.data.hints import stitch, stitched_scene
 from dtc_jax.data.masks import bounding_box, largest_rectangle
 from dtc_jax.data.order import Augmentation
 from dtc_jax.data.records import Sample, encode
 from dtc_jax.data.references import frame_reference
 from dtc_jax.data.transform import extra_arrays, make_sample
 from dtc_jax.data.turning import turn_reference
+from dtc_jax.inference.prepare import prepare
 from tests.data.prepared import MODEL
 
 PLAIN = Augmentation(box=False, flip=False, angle=0.0)
@@ -176,3 +178,21 @@ def test_references_and_hints_are_turned_alike() -> None:
     np.testing.assert_array_equal(result["hint"], stitch(turned, sample.rectangle, (16, 16)))
     for name in ("scene", "mask"):
         np.testing.assert_array_equal(result[name], plain[name])
+
+
+@pytest.mark.parametrize("kind", ["canny", "latent"])
+def test_other_hints_are_made_of_the_canvas_as_in_sampling(kind: str) -> None:
+    sample = record()
+    result, canvas = made(sample, hint={"kind": kind}), made(sample)["hint"]
+    if kind == "canny":
+        expected = np.stack([cv2.Canny(canvas[..., channel].copy(), 30, 140) for channel in range(3)], axis=-1)
+    else:
+        expected = stitched_scene(canvas, sample.scene, sample.mask)
+    assert expected.any() and not np.array_equal(expected, canvas)
+    np.testing.assert_array_equal(result["hint"], expected)
+    np.testing.assert_array_equal(result["reference"], made(sample)["reference"])
+    # The whole scene is the window, so that sampling makes the same of it.
+    model = dataclasses.replace(MODEL, image_size=16, hint=dataclasses.replace(MODEL.hint, kind=kind))
+    sampled = prepare(sample.scene, sample.mask, sample.reference, model, context=100.0, keep_backdrop=True)
+    assert sampled.window.side == 16
+    np.testing.assert_array_equal(sampled.batch["hint"], expected)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dtc_jax import presets
-from dtc_jax.config import DiffusionConfig, HintConfig, ModelConfig
+from dtc_jax.config import DiffusionConfig, FusionConfig, HintConfig, ModelConfig
 from dtc_jax.diffusion import scaled_linear_schedule
 from dtc_jax.inference import stages
 from dtc_jax.inference.settings import SamplerSettings
@@ -28,13 +28,14 @@ compiled = partial(
 )
 
 
-def model(time: str) -> ModelConfig:
-    return dataclasses.replace(presets.test(), hint=HintConfig(adapter_channels=(4, 4, 8), time=time))  # type: ignore[arg-type]
+def model(time: str, fusion: str = "film") -> ModelConfig:
+    hint = HintConfig(adapter_channels=(4, 4, 8), time=time)  # type: ignore[arg-type]
+    return dataclasses.replace(presets.test(), hint=hint, fusion=FusionConfig(kind=fusion))  # type: ignore[arg-type]
 
 
-def settings_of(time: str, guidance: str) -> SamplerSettings:
+def settings_of(time: str, guidance: str, fusion: str = "film") -> SamplerSettings:
     return SamplerSettings(
-        model=model(time),
+        model=model(time, fusion),
         diffusion=DiffusionConfig(),
         num_inference_steps=STEPS,
         guidance=guidance != "none",
@@ -42,10 +43,15 @@ def settings_of(time: str, guidance: str) -> SamplerSettings:
     )
 
 
+@lru_cache
+def params_of(fusion: str) -> dict[str, Any]:
+    """Nothing is zero, so that every part has an effect."""
+    return trained_tree(DiffuseToChoose(model("timestep", fusion)).shapes())
+
+
 @pytest.fixture(scope="module")
 def params() -> dict[str, Any]:
-    """Nothing is zero, so that every part has an effect."""
-    return trained_tree(DiffuseToChoose(model("timestep")).shapes())
+    return params_of("film")
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +68,19 @@ def inputs() -> dict[str, Any]:
     }
 
 
-@compiled
+@partial(compiled, static_argnames="fusion")
 def plain_prediction(
-    params: dict, latents: Any, timestep: Any, scene: Scene, tokens: Any, hint: Any, keep_hint: Any
+    params: dict, latents: Any, timestep: Any, scene: Scene, tokens: Any, hint: Any, keep_hint: Any, fusion: str
 ) -> jax.Array:
     """One branch, the hint encoder at this very step, keys and values of every token, one row for every image."""
-    net, times = DiffuseToChoose(model("timestep")), jnp.full(len(latents), timestep)
+    net, times = DiffuseToChoose(model("timestep", fusion)), jnp.full(len(latents), timestep)
     hint_time = jnp.where(keep_hint == 2, 0, times)
     features = net.hint_features(params, hint / jnp.float32(255), scene.masked_latents, hint_time, tokens)
     modulations = net.modulations(params, features, jnp.full(len(latents), keep_hint > 0, jnp.float32))
     return net.predict(params, latents, *scene, times, tokens, modulations)
 
 
-def plain(params: dict, inputs: dict[str, Any], images: int, time: str, guidance: str) -> np.ndarray:
+def plain(params: dict, inputs: dict[str, Any], images: int, time: str, guidance: str, fusion: str) -> np.ndarray:
     """DDIM (Song et al., equation 12), written out over `plain_prediction`."""
     scene, tokens, hint = (
         jax.tree.map(lambda x: np.repeat(x, images, axis=0), inputs[name]) for name in ("scene", "tokens", "hint")
@@ -83,10 +89,10 @@ def plain(params: dict, inputs: dict[str, Any], images: int, time: str, guidance
     null = np.broadcast_to(params["null_tokens"]["embedding"], tokens.shape)
     abar = scaled_linear_schedule().alphas_cumprod
     for timestep, previous in [(751, 501), (501, 251), (251, 1), (1, 0)]:
-        noise = plain_prediction(params, latents, timestep, scene, tokens, hint, kept)
+        noise = plain_prediction(params, latents, timestep, scene, tokens, hint, kept, fusion)
         if guidance != "none":
             without_hint = 0.0 if guidance == "both" else kept
-            without = plain_prediction(params, latents, timestep, scene, null, hint, without_hint)
+            without = plain_prediction(params, latents, timestep, scene, null, hint, without_hint, fusion)
             noise = without + SCALE * (noise - without)
         x0 = (latents - np.sqrt(1 - abar[timestep]) * noise) / np.sqrt(abar[timestep])
         alpha = abar[previous] if previous else abar[0]
@@ -95,17 +101,19 @@ def plain(params: dict, inputs: dict[str, Any], images: int, time: str, guidance
 
 
 @pytest.mark.parametrize(
-    ("time", "guidance", "images", "steps_at_once"),
+    ("time", "guidance", "images", "steps_at_once", "fusion"),
     [
-        ("timestep", "tokens", 2, 2),
-        ("timestep", "both", 1, 1),
-        ("fixed", "tokens", 1, 4),
+        ("timestep", "tokens", 2, 2, "film"),
+        ("timestep", "both", 1, 1, "film"),
+        ("fixed", "tokens", 1, 4, "film"),
+        ("timestep", "both", 2, 2, "cross_attention"),
+        pytest.param("timestep", "both", 2, 2, "addition", marks=pytest.mark.slow),
     ],
 )
 def test_fast_is_plain(
-    params: dict, inputs: dict[str, Any], time: str, guidance: str, images: int, steps_at_once: int
+    inputs: dict[str, Any], time: str, guidance: str, images: int, steps_at_once: int, fusion: str
 ) -> None:
-    settings, sizes = settings_of(time, guidance), []
+    settings, sizes, params = settings_of(time, guidance, fusion), [], params_of(fusion)
 
     @compiled
     def fast(params: dict, inputs: dict[str, Any], guidance_scale: Any) -> jax.Array:
@@ -121,7 +129,7 @@ def test_fast_is_plain(
         sizes.append(stages.steps_at_once(Denoiser(stages.model_of(settings), params, conditions), STEPS, hint_bytes))
         return stages.advance(params, conditions, state, keys, guidance_scale, steps, settings, hint_bytes).latents
 
-    found, expected = fast(params, inputs, SCALE), plain(params, inputs, images, time, guidance)
+    found, expected = fast(params, inputs, SCALE), plain(params, inputs, images, time, guidance, fusion)
     assert sizes == [steps_at_once]
     assert np.isfinite(expected).all() and expected.std() > 0.1
     assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
@@ -143,6 +151,6 @@ def test_steps_that_are_not_guided(params: dict, inputs: dict[str, Any]) -> None
     scene, tokens, hint = (
         jax.tree.map(lambda x: np.repeat(x, 2, axis=0), inputs[name]) for name in ("scene", "tokens", "hint")
     )
-    expected = plain_prediction(params, inputs["noise"], 501, scene, tokens, hint, 1.0)
+    expected = plain_prediction(params, inputs["noise"], 501, scene, tokens, hint, 1.0, "film")
     found = run(params, inputs)
     assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from dtc_jax.config import AutoencoderKLConfig, DINOv2Config, ModelConfig, UNetConfig, VGGConfig
 from dtc_jax.weights.checkpoint_source import Checkpoint
+from dtc_jax.weights.export_pytorch.networks import exported_encoder
 from dtc_jax.weights.sources import APACHE, LICENCES, OPEN_RAIL_M, Source
 from dtc_jax.weights.training_data import PROCEDURAL, TrainingData
 
@@ -87,7 +88,7 @@ def model_card(
     licences = _licences(config.model, sources, exported)
     data = checkpoint.data
     free = data is None or not data.non_commercial
-    reference = config.model.reference_encoder
+    reference = exported_encoder(config.model)
     return _TEMPLATE.format(
         name=f"Diffuse to Choose: {config.name}",
         license_tag="creativeml-openrail-m" if OPEN_RAIL_M in licences and free else "other",

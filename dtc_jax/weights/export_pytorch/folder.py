@@ -23,6 +23,7 @@ from dtc_jax.weights.export_pytorch.card import model_card
 from dtc_jax.weights.export_pytorch.networks import (
     PIPELINE_FILES,
     ExportedNetwork,
+    exported_encoder,
     exported_networks,
     model_index,
     perceptual_network,
@@ -120,7 +121,7 @@ def export_pipeline(
             network = perceptual_network(config.model)
             tensors = export_tensors(network.layout, checkpoint.networks["vgg"], dtype)
             _write_network(folder / network.folder, network, tensors, dtype, max_shard_bytes)
-        reference = config.model.reference_encoder
+        reference = exported_encoder(config.model)
         if _has_original_positions(reference):
             table = cast_or_keep(checkpoint.networks["reference_encoder"].read(POSITIONS), dtype)
             write_tensors(folder, POSITIONS_FILE, [LazyTensor(POSITIONS, table.shape, table.dtype, lambda: table)])
@@ -145,7 +146,7 @@ def exported_tensors(
     """What a network becomes: in our layout (with the position table of the size that is used), and in PyTorch's."""
     source = checkpoint.networks[network.network]
     if network.network == "reference_encoder":
-        reference = checkpoint.config.model.reference_encoder
+        reference = exported_encoder(checkpoint.config.model)
         stored = source.read(POSITIONS)
         table = np.asarray(interpolate_positions(jnp.asarray(stored, jnp.float32), reference))
         source = ReplacedSource(source, POSITIONS, table.astype(stored.dtype))
@@ -252,7 +253,7 @@ def exported_shapes(folder: Path, config: ExperimentConfig) -> dict[str, dict[st
     """
     shapes = {name: flax_shapes(tree) for name, tree in DiffuseToChoose(config.model).shapes().items()}
     if (folder / f"{POSITIONS_FILE}.safetensors").is_file():
-        size = replace(config.model.reference_encoder, position_image_size=None)
+        size = replace(exported_encoder(config.model), position_image_size=None)
         shapes["reference_encoder"][POSITIONS] = (1, size.num_positions, size.hidden_size)
     return shapes
 
@@ -262,7 +263,7 @@ def needed_files(config: ExperimentConfig) -> list[str]:
     names = [EXPERIMENT_FILE, "model_index.json", "scheduler/scheduler_config.json", *PIPELINE_FILES]
     for network in exported_networks(config.model):
         names += [f"{network.folder}/config.json"] + ([f"{network.folder}/{network.code}"] if network.code else [])
-    if _has_original_positions(config.model.reference_encoder):
+    if _has_original_positions(exported_encoder(config.model)):
         names.append(f"{POSITIONS_FILE}.safetensors")
     return names
 

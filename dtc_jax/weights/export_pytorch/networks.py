@@ -12,6 +12,7 @@ from dtc_jax.config import (
     AutoencoderKLConfig,
     AutoencoderTinyConfig,
     DiffusionConfig,
+    DINOv2Config,
     ExperimentConfig,
     ModelConfig,
     SamplingConfig,
@@ -19,6 +20,7 @@ from dtc_jax.config import (
 from dtc_jax.models.unet import feature_channels
 from dtc_jax.weights import autoencoder_kl, autoencoder_tiny, diffuse_to_choose, dinov2, unet, vgg
 from dtc_jax.weights.layouts import Layout, rule_entries
+from dtc_jax.weights.tensor_source import WeightsError
 from dtc_jax.weights.unet_config import to_diffusers_config
 
 DIFFUSERS_VERSION = "0.32.0"
@@ -73,8 +75,12 @@ class ExportedNetwork:
 
 
 def exported_networks(config: ModelConfig) -> list[ExportedNetwork]:
-    """All networks of a model, in the order in which they are written; the last, VGG, is for training on alone."""
-    reference = config.reference_encoder
+    """All networks of a model, in the order in which they are written.
+
+    Raises:
+        WeightsError: the folder's code has no such variant.
+    """
+    reference = exported_encoder(config)
     at_size = dinov2.to_transformers_config(reference) | {"image_size": reference.image_size}
     width = config.unet.cross_attention_dim
     networks = [
@@ -102,6 +108,28 @@ def exported_networks(config: ModelConfig) -> list[ExportedNetwork]:
     if config.hint.kind != "none":
         networks += _hint_networks(config)
     return networks
+
+
+def exported_encoder(config: ModelConfig) -> DINOv2Config:
+    """The reference encoder of a model that the folder's code can run.
+
+    Raises:
+        WeightsError: a variant of which there is no such code.
+    """
+    reasons = {
+        f"model.fusion.kind = {config.fusion.kind}": config.fusion.kind == "cross_attention",
+        f"model.hint.kind = {config.hint.kind}": config.hint.kind not in ("reference", "none"),
+        "CLIP as the reference encoder": not isinstance(config.reference_encoder, DINOv2Config),
+        f"model.reference.tokens = {config.reference.tokens}": config.reference.tokens != "all",
+        f"model.reference.projection = {config.reference.projection}": config.reference.projection != "dense",
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    if reason is not None:
+        raise WeightsError(
+            f"{reason}: has no PyTorch pipeline; sample it here, or export with dtc_jax.inference.export"
+        )
+    assert isinstance(config.reference_encoder, DINOv2Config)
+    return config.reference_encoder
 
 
 def perceptual_network(config: ModelConfig) -> ExportedNetwork:
@@ -145,7 +173,13 @@ def _hint_networks(config: ModelConfig) -> list[ExportedNetwork]:
             norm_num_groups=sizes["norm_num_groups"],
             time=config.hint.time,
         ),
-        _own("fusion", "Fusion", channels=list(feature_channels(config.unet)), pooled=config.fusion.pooled),
+        _own(
+            "fusion",
+            "Fusion",
+            channels=list(feature_channels(config.unet)),
+            pooled=config.fusion.pooled,
+            kind=config.fusion.kind,
+        ),
     ]
 
 

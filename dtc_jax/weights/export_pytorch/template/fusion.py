@@ -1,4 +1,4 @@
-"""How hint features enter the U-Net: FiLM, (1 + gamma) * x + beta, on every skip and on the middle."""
+"""How hint features enter the U-Net, on every skip and on the middle: FiLM, (1 + gamma) * x + beta, or addition."""
 
 from __future__ import annotations
 
@@ -23,17 +23,29 @@ class FiLM(nn.Module):
         return self.gamma(feature), self.beta(feature)
 
 
-class Fusion(ModelMixin, ConfigMixin):
-    """One FiLM layer per skip, and one for the middle.
+class Addition(nn.Module):
+    """What is added at one place: FiLM with a gamma of zero."""
 
-    `channels` are those of every skip, and the middle's last; `pooled`: one gamma and beta per channel, not per pixel.
+    def __init__(self, channels: int):
+        super().__init__()
+        self.zero_conv = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, feature: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return feature.new_zeros(feature.shape[0], 1, 1, 1), self.zero_conv(feature)
+
+
+class Fusion(ModelMixin, ConfigMixin):
+    """One layer per skip, and one for the middle.
+
+    `channels` are those of every skip, and the middle's last; `pooled`: one gamma and beta per channel, not per pixel;
+    `kind`: "film" or "addition".
     """
 
     @register_to_config
-    def __init__(self, channels: tuple[int, ...], pooled: bool = False):
+    def __init__(self, channels: tuple[int, ...], pooled: bool = False, kind: str = "film"):
         super().__init__()
-        self.skips = nn.ModuleList(FiLM(features, pooled) for features in channels[:-1])
-        self.middle = FiLM(channels[-1], pooled)
+        layers = [Addition(features) if kind == "addition" else FiLM(features, pooled) for features in channels]
+        self.skips, self.middle = nn.ModuleList(layers[:-1]), layers[-1]
 
     def forward(self, features: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(gamma, beta) of every skip and the middle, from the hint encoder's features."""

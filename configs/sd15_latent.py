@@ -1,0 +1,12 @@
+"""The paper's sizes with the latents of the scene with the reference stitched in as the hint (Fig. 16)."""
+
+from dataclasses import replace
+
+from configs.sd15 import CONFIG as SD15
+from dtc_jax.config import HintConfig
+
+CONFIG = replace(
+    SD15,
+    name="sd15_latent",
+    model=replace(SD15.model, hint=HintConfig(kind="latent")),
+)
