@@ -26,6 +26,7 @@ from dtc_jax.autoencoder_config import (
 from dtc_jax.config_base import STRICT, ConfigError, require
 from dtc_jax.data_config import DataConfig
 from dtc_jax.feature_config import (
+    AlexNetConfig,
     CLIPConfig,
     CLIPTextConfig,
     CLIPVisionConfig,
@@ -46,6 +47,7 @@ from dtc_jax.model_config import (
 from dtc_jax.training_config import EMAConfig, OptimizerConfig, TrainingConfig
 
 __all__ = [
+    "AlexNetConfig",
     "AutoencoderConfig",
     "AutoencoderKLConfig",
     "AutoencoderTinyConfig",

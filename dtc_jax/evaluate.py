@@ -1,8 +1,10 @@
-"""The command line of the evaluation on held-out generated products.
+"""The command line of the evaluation: a model on held-out generated products, or results in files.
 
     python -m dtc_jax.evaluate --checkpoint runs/tiny --num-products 512 --output metrics.json --sheet sheet.png
     python -m dtc_jax.evaluate --compare no_hint=runs/tiny_no_hint
+    python -m dtc_jax.evaluate images --results results --manifest cases.jsonl --clip clip-vit-base-patch32
 
+The first word is what is measured: `products` (which may be left out) or `images` (`dtc_jax.evaluate_images`).
 Prints a table and writes the figures with their protocol as JSON. Errors of use: exit code 2 and one line.
 """
 
@@ -17,6 +19,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
+from dtc_jax import evaluate_images
 from dtc_jax.arguments import UsageError, parse_arguments
 from dtc_jax.config import ConfigError, ExperimentConfig
 from dtc_jax.data.images import InputError, check_output, write_image
@@ -29,13 +32,18 @@ from dtc_jax.inference.pipeline import Pipeline
 from dtc_jax.inference.runtime import enable_compilation_cache
 from dtc_jax.inference.settings import CHECKPOINTS_OWN, SamplingChoices
 from dtc_jax.weights.model_folder import ModelFolderError
+from dtc_jax.weights.tensors import WeightsError
 
+_PROGRAM = "python -m dtc_jax.evaluate"
 _RESERVED_ROWS = ("model", *BASELINES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
-    """Measure a model on held-out generated products: retrieval among 32, SSIM and PSNR in the mask."""
+    """Measure a model on held-out generated products: retrieval among 32, SSIM and PSNR in the mask.
+
+    Results in files, of whatever model, are measured by python -m dtc_jax.evaluate images (which has its own --help).
+    """
 
     checkpoint: Annotated[
         Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the shipped one)")
@@ -60,12 +68,16 @@ class EvaluateArguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, or 2 after an error of use."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = parse_arguments(
-            EvaluateArguments, sys.argv[1:] if argv is None else argv, "python -m dtc_jax.evaluate"
-        )
-        run(arguments)
-    except (UsageError, InputError, ModelFolderError, ConfigError) as error:
+        if words[:1] == ["images"]:
+            evaluate_images.run(parse_arguments(evaluate_images.ImagesArguments, words[1:], f"{_PROGRAM} images"))
+        else:
+            words = words[1:] if words[:1] == ["products"] else words
+            if words and not words[0].startswith("-"):
+                raise UsageError(f"{words[0]!r}: what is measured is products or images (see {_PROGRAM} --help)")
+            run(parse_arguments(EvaluateArguments, words, _PROGRAM))
+    except (UsageError, InputError, ModelFolderError, ConfigError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Sizes of networks that read images for other purposes: CLIP, FID's Inception, HED; import from `dtc_jax.config`."""
+"""Sizes of networks that read images for other purposes: CLIP, Inception, AlexNet, HED; import from dtc_jax.config."""
 
 from __future__ import annotations
 
@@ -138,6 +138,19 @@ class InceptionConfig:
     def feature_size(self) -> int:
         """Length of the feature vector."""
         return 2048 // self.channel_divisor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlexNetConfig:
+    """Channels of AlexNet's convolutions; defaults are torchvision's."""
+
+    __pydantic_config__ = STRICT
+
+    channels: tuple[int, ...] = (64, 192, 384, 256, 256)
+    """One number for each of the five convolutions."""
+
+    def __post_init__(self) -> None:
+        require(len(self.channels) == 5, f"alexnet.channels needs five numbers, not {len(self.channels)}")
 
 
 @dataclass(frozen=True, kw_only=True)

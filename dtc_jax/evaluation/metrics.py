@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 from numpy.typing import ArrayLike
 
 SSIM_SIGMA = 1.5
@@ -18,6 +18,8 @@ SSIM_RADIUS = 5
 """The window is 11x11."""
 MAX_PSNR = 100.0
 """PSNR of equal images in dB, in place of infinity."""
+
+_DRAWN_AT_ONCE = 2**22
 
 
 def paste_back(
@@ -88,6 +90,32 @@ def masked_ssim(
     return masked_mean(ssim_map(image, truth), mask)
 
 
+def image_psnr(image: Float[Array, "b h w c"], truth: Float[Array, "b h w c"]) -> Float[Array, "b"]:
+    """Peak signal-to-noise ratio over the whole image in dB for images in [0, 1]; at most `MAX_PSNR`."""
+    return masked_psnr(image, truth, jnp.ones_like(image[..., :1]))
+
+
+def image_ssim(image: Float[Array, "b h w c"], truth: Float[Array, "b h w c"]) -> Float[Array, "b"]:
+    """`ssim_map` averaged over the pixels whose whole window is inside the image, as Wang et al. and torchmetrics do.
+
+    Raises:
+        ValueError: an image smaller than the window.
+    """
+    if min(image.shape[1:3]) <= 2 * SSIM_RADIUS:
+        raise ValueError(f"SSIM needs more than {2 * SSIM_RADIUS} pixels on each side, not {image.shape[1:3]}")
+    inside = slice(SSIM_RADIUS, -SSIM_RADIUS)
+    return ssim_map(image, truth)[:, inside, inside].mean(axis=(1, 2, 3))
+
+
+def share_changed(
+    image: UInt8[Array, "b h w c"], scene: UInt8[Array, "b h w c"], mask: UInt8[Array, "b h w 1"], tolerance: int = 0
+) -> Float[Array, "b"]:
+    """Share of pixels outside the mask of which a channel differs by more than `tolerance` of 255; 0 without any."""
+    difference = jnp.abs(image.astype(jnp.int32) - scene.astype(jnp.int32)).max(axis=-1, keepdims=True)
+    outside = (mask == 0).astype(jnp.float32)
+    return masked_mean((difference > tolerance).astype(jnp.float32), outside)
+
+
 def candidate_distances(
     result: Float[Array, "b h w c"], candidates: Float[Array, "b k h w c"], mask: Float[Array, "b h w 1"]
 ) -> Float[Array, "b k"]:
@@ -116,7 +144,12 @@ def bootstrap_interval(
     sample = np.asarray(values, dtype=np.float64).ravel()
     if sample.size == 0:
         raise ValueError("bootstrap_interval needs at least one value")
-    places = np.random.default_rng(seed).integers(0, sample.size, size=(n, sample.size))
+    random = np.random.default_rng(seed)
+    rows = max(1, _DRAWN_AT_ONCE // sample.size)
+    means: list[np.ndarray] = []
+    for start in range(0, n, rows):
+        places = random.integers(0, sample.size, size=(min(rows, n - start), sample.size))
+        means.append(sample[places].mean(axis=1))
     tail = 50 * (1 - confidence)
-    low, high = np.percentile(sample[places].mean(axis=1), [tail, 100 - tail])
+    low, high = np.percentile(np.concatenate(means), [tail, 100 - tail])
     return float(sample.mean()), float(low), float(high)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from dtc_jax.data.images import InputError
+from dtc_jax.evaluation.image_metrics import Metric
 from dtc_jax.evaluation.metrics import bootstrap_interval
 
 MASK_KINDS = ("all", "fine", "box")
@@ -78,10 +80,40 @@ def markdown_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
             figures = summary[kind]
             cells = [_cell(figures[measure], 3) for measure in ("easy_retrieval", "hard_retrieval", "ssim")]
             lines.append([name, kind, str(figures["n"]), *cells, _cell(figures["psnr"], 2)])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return _aligned(lines)
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     padded.insert(1, ["-" * width for width in widths])
     return "\n".join("| " + " | ".join(line) + " |" for line in padded)
+
+
+def figures_table(columns: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Metric]) -> str:
+    """Figures of one set of results or several as a Markdown table: a line per metric, with the better direction.
+
+    Args:
+        columns: By the set's name, {metric: {"mean" or "value", "low", "high", "n"}}.
+        metrics: In the order of the lines; those that no set has are left out.
+    """
+    lines = [["metric", "n", *columns]]
+    for name, metric in metrics.items():
+        figures = [column[name] for column in columns.values() if name in column]
+        if not figures:
+            continue
+        count = figures[0]["n"]
+        cells = [_figure_cell(column[name], metric.digits) if name in column else "" for column in columns.values()]
+        counted = " / ".join(map(str, count)) if isinstance(count, list) else str(count)
+        lines.append([f"{metric.label} {'↑' if metric.higher_is_better else '↓'}", counted, *cells])
+    return _aligned(lines)
+
+
+def _figure_cell(figure: Mapping[str, Any], digits: int) -> str:
+    value = figure["value"] if "value" in figure else figure["mean"]
+    if figure["low"] is None:
+        return f"{value:.{digits}f}"
+    return _cell({"mean": value, "low": figure["low"], "high": figure["high"]}, digits)
 
 
 def check_json_output(path: Path) -> None:
@@ -97,12 +129,14 @@ def check_json_output(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, indented.
+    """Write JSON, indented, beside its destination and rename it.
 
     Raises:
         InputError: it cannot be written.
     """
     try:
-        path.write_text(json.dumps(value, indent=2) + "\n")
+        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        scratch.write_text(json.dumps(value, indent=2) + "\n")
+        os.replace(scratch, path)
     except OSError as error:
         raise InputError(f"output {path}: cannot be written ({error.strerror})") from None

@@ -22,8 +22,13 @@ def normalize_image(image: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
 
 def normalize_reference(reference: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
     """0..255 to zero mean and unit variance over ImageNet, DINOv2's range."""
+    return normalize_imagenet(reference.astype(jnp.float32) / 255)
+
+
+def normalize_imagenet(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+    """[0, 1] to zero mean and unit variance over ImageNet."""
     mean, std = jnp.asarray(IMAGENET_MEAN, jnp.float32), jnp.asarray(IMAGENET_STD, jnp.float32)
-    return (reference.astype(jnp.float32) / 255 - mean) / std
+    return (images.astype(jnp.float32) - mean) / std
 
 
 def normalize_clip(image: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dtc_jax.config import VGGConfig
-from dtc_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD
+from dtc_jax.models.inputs import normalize_imagenet
 from dtc_jax.models.layers import Dense
 from dtc_jax.models.remat import Remat, recomputed
 
@@ -104,18 +104,29 @@ class VGG(nn.Module):
         Args:
             images: RGB in [0, 1].
         """
+        return self.block_outputs(images)[-1]
+
+    def block_outputs(self, images: Float[Array, "b h w 3"]) -> list[Float[Array, "b hi wi ci"]]:
+        """Post-ReLU features of the last convolution of each block, before its pooling: what LPIPS reads.
+
+        Args:
+            images: RGB in [0, 1].
+
+        Returns:
+            For VGG-16 relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3.
+        """
+        outputs = []
         x = self._normalise(images)
         for number, block in enumerate(self.blocks):
             if number > 0:
                 x = max_pool_2x2(x)
             for convolution in block:
                 x = nn.relu(convolution(x))
-        return x
+            outputs.append(x)
+        return outputs
 
     def _normalise(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-        mean = jnp.asarray(IMAGENET_MEAN, jnp.float32)
-        std = jnp.asarray(IMAGENET_STD, jnp.float32)
-        return ((images.astype(jnp.float32) - mean) / std).astype(self.dtype)
+        return normalize_imagenet(images).astype(self.dtype)
 
 
 def _run_block(

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dtc_jax.weights import autoencoder_kl, autoencoder_tiny, clip, controlnet, dinov2, hed, inception, unet, vgg
+from dtc_jax.weights import (
+    alexnet,
+    autoencoder_kl,
+    autoencoder_tiny,
+    clip,
+    controlnet,
+    dinov2,
+    hed,
+    inception,
+    lpips,
+    unet,
+    vgg,
+)
 from dtc_jax.weights.recognition import Detected
 from dtc_jax.weights.tensor_source import TensorSource, WeightsError
 
@@ -14,6 +26,8 @@ RECOGNISERS: dict[str, Callable[[TensorSource], list[Detected]]] = {
     "an AutoencoderKL": autoencoder_kl.recognise,
     "DINOv2": dinov2.recognise,
     "a VGG": vgg.recognise,
+    "an AlexNet": alexnet.recognise,
+    "LPIPS": lpips.recognise,
     "TAESD": autoencoder_tiny.recognise,
     "a CLIP": clip.recognise,
     "an InceptionV3": inception.recognise,

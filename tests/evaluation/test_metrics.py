@@ -90,3 +90,37 @@ def test_bootstrap_interval() -> None:
     assert metrics.bootstrap_interval([1.0, 1.0], seed=0) == (1.0, 1.0, 1.0)
     with pytest.raises(ValueError, match="at least one"):
         metrics.bootstrap_interval([], seed=0)
+
+
+def test_whole_images_equal_torchmetrics(images: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    torch = pytest.importorskip("torch")
+    image_metrics = pytest.importorskip("torchmetrics.image")
+    image, truth, _ = images
+    pair = [torch.from_numpy(x).permute(0, 3, 1, 2) for x in (image, truth)]
+    ssim = image_metrics.StructuralSimilarityIndexMeasure(data_range=1.0, reduction="none")(*pair)
+    psnr = [
+        float(image_metrics.PeakSignalNoiseRatio(data_range=1.0)(a[None], b[None])) for a, b in zip(*pair, strict=True)
+    ]
+    np.testing.assert_allclose(metrics.image_ssim(image, truth), ssim, atol=1e-4)
+    np.testing.assert_allclose(metrics.image_psnr(image, truth), psnr, rtol=1e-5)
+
+
+def test_share_changed_looks_outside_the_mask_only() -> None:
+    scene = np.full((1, 4, 5, 3), 100, np.uint8)
+    mask = np.zeros((1, 4, 5, 1), np.uint8)
+    mask[:, :2] = 1
+    result = scene.copy()
+    result[:, :2] = 7
+    assert metrics.share_changed(result, scene, mask)[0] == 0
+    result[0, 3, 0, 2] = 101
+    result[0, 3, 1] = 90
+    assert metrics.share_changed(result, scene, mask)[0] == pytest.approx(2 / 10)
+    assert metrics.share_changed(result, scene, mask, tolerance=1)[0] == pytest.approx(1 / 10)
+    assert metrics.share_changed(result, scene, np.ones_like(mask))[0] == 0
+
+
+def test_bootstrap_is_drawn_in_parts_as_at_once() -> None:
+    values = np.random.default_rng(1).random(5000)
+    places = np.random.default_rng(3).integers(0, 5000, size=(2000, 5000))
+    low, high = np.percentile(values[places].mean(axis=1), [2.5, 97.5])
+    assert metrics.bootstrap_interval(values, seed=3) == pytest.approx((values.mean(), low, high), rel=1e-12)
