@@ -12,7 +12,7 @@ import operator
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -172,6 +172,18 @@ def check_output(path: Path, inputs: Sequence[str | os.PathLike[str] | None] = (
         for taken in inputs:
             if taken is not None and not is_remote(taken) and os.path.exists(taken) and os.path.samefile(path, taken):
                 raise InputError(f"output {path}: is an input ({taken}), which would be lost; name another file")
+
+
+def remove_unfinished(outputs: Iterable[Path]) -> None:
+    """Take away what a process that was killed while it wrote one of these images has left beside it."""
+    names: dict[Path, set[str]] = {}
+    for path in outputs:
+        names.setdefault(path.parent, set()).add(path.name)
+    for folder, wanted in names.items():
+        for scratch in folder.glob(".*.tmp"):
+            # .NAME.RANDOM.tmp, as `write_image` names it.
+            if scratch.name[1:].rsplit(".", 2)[0] in wanted:
+                scratch.unlink(missing_ok=True)
 
 
 def write_image(path: Path, image: UInt8[np.ndarray, "h w 3"], metadata: Metadata | None = None) -> None:

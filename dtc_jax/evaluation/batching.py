@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dtc_jax.inference.batches import replicate
+
+Key = tuple[str, str]
+"""The result's name, and which image of it."""
 
 _AXIS = "batch"
 _IN_FLIGHT = 2
@@ -47,11 +50,11 @@ class BatchedFunction:
         self._function = function
         self._mesh = mesh
         self._compiled: dict[int, Callable[..., Any]] = {}
-        self._waiting: dict[tuple[Any, ...], list[tuple[Hashable, tuple[np.ndarray, ...]]]] = {}
-        self._running: deque[tuple[list[Hashable], Any]] = deque()
-        self._results: dict[Hashable, Any] = {}
+        self._waiting: dict[tuple[Any, ...], list[tuple[Key, tuple[np.ndarray, ...]]]] = {}
+        self._running: deque[tuple[list[Key], Any]] = deque()
+        self._results: dict[Key, Any] = {}
 
-    def add(self, key: Hashable, *arrays: np.ndarray) -> None:
+    def add(self, key: Key, *arrays: np.ndarray) -> None:
         """One image (or several that belong together), without the batch's axis."""
         rows = self._waiting.setdefault(tuple((array.shape, array.dtype) for array in arrays), [])
         rows.append((key, arrays))
@@ -59,7 +62,7 @@ class BatchedFunction:
             self._run(rows)
             rows.clear()
 
-    def finish(self) -> dict[Hashable, Any]:
+    def finish(self) -> dict[Key, Any]:
         """Compute what is left; the results of every key."""
         for rows in self._waiting.values():
             if rows:
@@ -69,7 +72,7 @@ class BatchedFunction:
             self._fetch()
         return self._results
 
-    def _run(self, rows: Sequence[tuple[Hashable, tuple[np.ndarray, ...]]]) -> None:
+    def _run(self, rows: Sequence[tuple[Key, tuple[np.ndarray, ...]]]) -> None:
         # The last batch is filled up, so that it needs no compilation of its own.
         filled = [*rows, *[rows[-1]] * (self._batch_size - len(rows))]
         columns = [np.stack(column) for column in zip(*(arrays for _, arrays in filled), strict=True)]

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from dtc_jax.arguments import UsageError, parse_arguments
 from dtc_jax.config import ConfigError
-from dtc_jax.data.images import InputError, check_output
+from dtc_jax.data.images import InputError, check_output, remove_unfinished
 from dtc_jax.data.manifest import Case, read_manifest
 from dtc_jax.data.regions import Regions
 from dtc_jax.data.window import DEFAULT_CONTEXT
@@ -165,6 +165,7 @@ def _run_many(arguments: SampleArguments) -> int:
     pipeline = _load(arguments)
     log = ResultsLog(jobs[0].outputs[0].parent, process_id, num_processes)
     own = jobs[process_id::num_processes]
+    remove_unfinished(output for job in own for output in job.outputs)
 
     def report(line: str) -> None:
         tqdm.write(line, file=sys.stderr)

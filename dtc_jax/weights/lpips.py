@@ -85,7 +85,8 @@ def recognise(source: TensorSource) -> list[Detected]:
 
 
 def _network_of(channels: Sequence[int]) -> str:
-    return {(64, 128, 256, 512, 512): "VGG-16", (64, 192, 384, 256, 256): "AlexNet"}.get(tuple(channels), "its network")
+    known: dict[tuple[int, ...], str] = {(64, 128, 256, 512, 512): "VGG-16", (64, 192, 384, 256, 256): "AlexNet"}
+    return known.get(tuple(channels), "its network")
 
 
 def _backbone(source: TensorSource) -> VGGConfig | AlexNetConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ from dtc_jax.data.images import (
     read_photo,
     read_reference,
     read_scene,
+    remove_unfinished,
     write_image,
 )
 
@@ -239,3 +241,20 @@ def test_profiles_of_what_is_not_rgb_are_applied(monkeypatch: pytest.MonkeyPatch
         image.info["icc_profile"] = b"\0" * 16 + space
         read_scene(image)
     assert seen == ["L", "L", "CMYK"]
+
+
+def test_what_a_killed_process_left_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "b.png", _photo())
+    with monkeypatch.context() as patch:
+        # A process that is killed does not clean up.
+        patch.setattr(Path, "unlink", lambda path, missing_ok: None)
+        patch.setattr(os, "replace", lambda source, target: (_ for _ in ()).throw(OSError("killed")))
+        for name in ("a.png", "b.png", "c.png"):
+            with pytest.raises(InputError):
+                write_image(tmp_path / name, _photo())
+    (tmp_path / ".mine.tmp").touch()
+    assert len(list(tmp_path.glob(".*.png.*.tmp"))) == 3
+    remove_unfinished([tmp_path / "a.png", tmp_path / "b.png", tmp_path / "absent.png"])
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left[0].startswith(".c.png.") or left[1].startswith(".c.png."), left
+    assert len(left) == 3 and {".mine.tmp", "b.png"} < set(left)
