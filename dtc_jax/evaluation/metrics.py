@@ -96,7 +96,7 @@ def image_psnr(image: Float[Array, "b h w c"], truth: Float[Array, "b h w c"]) -
 
 
 def image_ssim(image: Float[Array, "b h w c"], truth: Float[Array, "b h w c"]) -> Float[Array, "b"]:
-    """`ssim_map` averaged over the pixels whose whole window is inside the image, as Wang et al. and torchmetrics do.
+    """`ssim_map` averaged over the pixels whose whole window is inside the image, as Wang et al. and scikit-image do.
 
     Raises:
         ValueError: an image smaller than the window.
