@@ -131,9 +131,9 @@ def reference_encoder(path: Path | None, variant: str | None) -> Detected | None
     if path is None:
         return None
     found = {detected.network: detected for detected in detect_networks(open_tensors(path, variant, or_plain=True))}
-    for network in ("dinov2", *CLIP_ENCODERS):
-        if network in found:
-            return found[network]
+    known = [found[name] for name in ("dinov2", *CLIP_ENCODERS) if name in found]
+    if known:
+        return known[0]
     raise WeightsError(f"{path}: holds {', '.join(found)}, expected dinov2 or CLIP's image encoder")
 
 
