@@ -38,7 +38,9 @@ def covariance_factor(
     total = counts.sum()
     mean = counts @ values / total
     factor = (values - mean)[counts > 0] * np.sqrt(counts[counts > 0] / (total - 1))[:, None]
-    return mean, np.asarray(np.linalg.qr(factor, mode="r")) if factor.shape[0] > factor.shape[1] else factor
+    if factor.shape[0] > factor.shape[1]:
+        factor = np.asarray(np.linalg.qr(factor, mode="r"))
+    return mean, factor
 
 
 def frechet_distance(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from dtc_jax.data.hints import stitch
+from dtc_jax.data.hints import make_hint
 from dtc_jax.data.window import Window
 from dtc_jax.evaluation.fidelity import GenerateFn, GenerationInputs
 from dtc_jax.inference.pipeline import Pipeline
@@ -22,8 +22,8 @@ def prepare_whole_scene(pipeline: Pipeline, inputs: GenerationInputs) -> Iterato
     hint = pipeline.config.model.hint
     size = pipeline.config.model.image_size
     for scene, mask, reference in zip(inputs.scene, inputs.mask, inputs.reference, strict=True):
-        canvas = stitch(reference, mask[..., 0], (size, size), hint.fit, hint.trim, hint.region)
-        batch = {"scene": scene, "mask": mask, "reference": reference, "hint": canvas}
+        drawn = make_hint(reference, mask[..., 0], scene, mask[..., 0], hint)
+        batch = {"scene": scene, "mask": mask, "reference": reference, "hint": drawn}
         yield Prepared(batch, scene, mask[..., 0], Window(0, 0, size))
 
 

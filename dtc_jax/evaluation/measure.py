@@ -160,7 +160,7 @@ def measure(
     for parts in bar:
         for function, key, arrays in parts:
             functions[function].add(key, *arrays)
-    found = {name: function.finish() for name, function in functions.items()}
+    found: dict[str, dict[Any, Any]] = {name: function.finish() for name, function in functions.items()}
 
     values = _values(images.names, found, wanted)
     figures: dict[str, Any] = {}

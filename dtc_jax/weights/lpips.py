@@ -85,8 +85,11 @@ def recognise(source: TensorSource) -> list[Detected]:
 
 
 def _network_of(channels: Sequence[int]) -> str:
-    known: dict[tuple[int, ...], str] = {(64, 128, 256, 512, 512): "VGG-16", (64, 192, 384, 256, 256): "AlexNet"}
-    return known.get(tuple(channels), "its network")
+    published: dict[tuple[int, ...], str] = {
+        (64, 128, 256, 512, 512): "VGG-16",
+        (64, 192, 384, 256, 256): "AlexNet",
+    }
+    return published.get(tuple(channels), "its network")
 
 
 def _backbone(source: TensorSource) -> VGGConfig | AlexNetConfig:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -46,6 +48,21 @@ def test_whole_scenes_are_neither_cut_nor_resized(folder: Path, inputs: Generati
     np.testing.assert_array_equal(case.batch["mask"], inputs.mask[0])
     np.testing.assert_array_equal(case.put_back(inputs.scene[0] // 2)[10, 10], inputs.scene[0][10, 10])
     assert (case.batch["hint"][inputs.mask[0, ..., 0] == 0] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["canny", "latent"])
+def test_the_generator_is_shown_the_model_s_kind_of_hint(
+    folder: Path, inputs: GenerationInputs, kind: Literal["canny", "latent"]
+) -> None:
+    pipeline = Pipeline.load(folder)
+    model = replace(pipeline.config.model, hint=replace(pipeline.config.model.hint, kind=kind))
+    other = replace(pipeline, config=replace(pipeline.config, model=model))
+    pixels, hint = (next(prepare_whole_scene(shown, inputs)).batch["hint"] for shown in (pipeline, other))
+    outside = inputs.mask[0, ..., 0] == 0
+    if kind == "canny":
+        assert set(np.unique(hint)) == {0, 255} and set(np.unique(pixels)) != {0, 255}
+    else:
+        np.testing.assert_array_equal(hint[outside], inputs.scene[0][outside])
 
 
 def test_the_command_measures_writes_and_prints(
