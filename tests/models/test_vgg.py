@@ -10,7 +10,8 @@ import pytest
 
 from dtc_jax import presets
 from dtc_jax.config import VGGConfig
-from dtc_jax.models.vgg import IMAGENET_MEAN, IMAGENET_STD, VGG, VGGClassifier, max_pool_2x2, perceptual_distance
+from dtc_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD
+from dtc_jax.models.vgg import VGG, VGGClassifier, max_pool_2x2, perceptual_distance
 
 CONFIG = presets.test().vgg
 
