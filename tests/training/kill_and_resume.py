@@ -46,7 +46,7 @@ class Run:
         self.before = set(self._unfinished())
         self.newest = self.complete()
         self.lines: list[str] = []
-        self.process = start(run_dir, *flags, trainable="")
+        self.process = start(run_dir, *flags, whole=True)
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
@@ -170,10 +170,10 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         began = time.monotonic()
-        finish(start(folder / "uninterrupted", *flags))
+        finish(start(folder / "uninterrupted", *flags, whole=True))
         print(f"uninterrupted: {steps} steps in {time.monotonic() - began:.0f} s", flush=True)
         phases = kill_until(folder / "killed", flags, arguments.kills, random.Random(arguments.seed))
-        (log,) = finish(start(folder / "killed", *flags))
+        (log,) = finish(start(folder / "killed", *flags, whole=True))
         print(f"last start: {(re.findall('resumed from step .*', log) or ['from the beginning'])[0]}", flush=True)
         arrays = compare(folder / "killed", folder / "uninterrupted", steps)
     counts = Counter(name for name, _ in phases)

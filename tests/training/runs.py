@@ -25,10 +25,15 @@ FEW_TRAINED = "^(hint_adapter|fusion|null_tokens|reference_projection)(/|$)"
 alone, gradients still go through every network, and the program compiles in less than half the time."""
 
 
-def start(run_dir: Path, *flags: str, code: str | None = None, trainable: str = FEW_TRAINED) -> subprocess.Popen[str]:
-    """Start `train.py test`, or `code` in its place with the same arguments; an empty `trainable` is the test's own."""
-    if trainable and "--training.trainable" not in flags:
-        flags = ("--training.trainable", trainable, *flags)
+ONE_LEVEL = ("--model.unet.block-out-channels", "8", "--model.unet.attention-levels", "True")
+"""A U-Net without a lower resolution, for the same reason."""
+
+
+def start(run_dir: Path, *flags: str, code: str | None = None, whole: bool = False) -> subprocess.Popen[str]:
+    """Start `train.py test`, or `code` in its place with the same arguments; smaller, if it need not be the `whole`."""
+    if not whole:
+        trainable = () if "--training.trainable" in flags else ("--training.trainable", FEW_TRAINED)
+        flags = (*ONE_LEVEL, *trainable, *flags)
     inherited = {name: value for name, value in os.environ.items() if name not in ("NPROC", "JAX_NUM_CPU_DEVICES")}
     environment = {
         **inherited,

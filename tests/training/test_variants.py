@@ -61,7 +61,8 @@ def test_step_and_sampler_need_no_other_networks(name: str) -> None:
     assert images.shape == (4, 16, 16, 3)
 
 
-@pytest.mark.parametrize("name", [pytest.param("sd15_addition", marks=pytest.mark.slow), "sd15_cross_attention"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd15_addition", "sd15_cross_attention"])
 def test_hint_starts_without_effect_and_soon_has_one(name: str) -> None:
     config = at_test_size(name)
     loss = dataclasses.replace(config.loss, perceptual_weight=0.0, drop_tokens=0.0, drop_hint=0.0, drop_both=0.0)
