@@ -80,10 +80,11 @@ def markdown_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
             figures = summary[kind]
             cells = [_cell(figures[measure], 3) for measure in ("easy_retrieval", "hard_retrieval", "ssim")]
             lines.append([name, kind, str(figures["n"]), *cells, _cell(figures["psnr"], 2)])
-    return _aligned(lines)
+    return aligned_table(lines)
 
 
-def _aligned(lines: list[list[str]]) -> str:
+def aligned_table(lines: list[list[str]]) -> str:
+    """Cells as a Markdown table whose columns are aligned; the first line is the header."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     padded.insert(1, ["-" * width for width in widths])
@@ -106,7 +107,7 @@ def figures_table(columns: Mapping[str, Mapping[str, Any]], metrics: Mapping[str
         cells = [_figure_cell(column[name], metric.digits) if name in column else "" for column in columns.values()]
         counted = " / ".join(map(str, count)) if isinstance(count, list) else str(count)
         lines.append([f"{metric.label} {'↑' if metric.higher_is_better else '↓'}", counted, *cells])
-    return _aligned(lines)
+    return aligned_table(lines)
 
 
 def _figure_cell(figure: Mapping[str, Any], digits: int) -> str:

@@ -51,11 +51,12 @@ class LPIPS(nn.Module):
         """
         total = jnp.zeros(images.shape[0], jnp.float32)
         for features, head in zip(self.net.block_outputs(jnp.concatenate([images, others])), self.lin, strict=True):
-            first, second = jnp.split(_unit_length(features), 2)
+            first, second = jnp.split(unit_length(features), 2)
             total += head(jnp.square(first - second)).mean(axis=(1, 2, 3))
         return total
 
 
-def _unit_length(features: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+def unit_length(features: Float[Array, "*places c"]) -> Float[Array, "*places c"]:
+    """Features divided by their length over the channels, float32."""
     features = features.astype(jnp.float32)
     return features / (jnp.linalg.norm(features, axis=-1, keepdims=True) + _EPSILON)
