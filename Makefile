@@ -15,7 +15,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: help demo test test-slow test-full lint format typecheck mutants wheel clean
+.PHONY: help demo table table-cpu table-quick test test-slow test-full lint format typecheck mutants wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -36,6 +36,15 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 
 demo: $(VENV)/.installed  ## Sample with the shipped model and draw output/demo/sheet.png
 	$(BIN)/python -m dtc_jax.demo
+
+table: $(VENV)/.installed  ## Train and measure the paper's comparisons in miniature, at 128 pixels: for a GPU (JAX for it: [gpu])
+	$(BIN)/python -m dtc_jax.tables full
+
+table-cpu: $(VENV)/.installed  ## The rows that decide the claim, at 64 pixels: hours on 4 cores
+	$(BIN)/python -m dtc_jax.tables cpu
+
+table-quick: $(VENV)/.installed  ## The same, too briefly to mean anything: minutes, to see that it works
+	$(BIN)/python -m dtc_jax.tables quick
 
 test: lint typecheck  ## Lint, check formatting and types, run the fast tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,11 +58,12 @@ def feature_distance(
     images = jnp.concatenate([result, truth]).astype(jnp.float32) / 255
     total = jnp.zeros(result.shape[0], jnp.float32)
     levels: Any = VGG(config).apply({"params": vgg}, images, method="block_outputs")
-    for features in levels:
+    inside = mask.astype(jnp.float32)
+    for number, features in enumerate(levels):
+        if number > 0:
+            inside = nn.avg_pool(inside, (2, 2), (2, 2))
         first, second = jnp.split(unit_length(features), 2)
-        difference = jnp.square(first - second).sum(axis=-1, keepdims=True)
-        inside = jax.image.resize(mask.astype(jnp.float32), difference.shape, "linear", antialias=True)
-        total += masked_mean(difference, inside)
+        total += masked_mean(jnp.square(first - second).sum(axis=-1, keepdims=True), inside)
     return total
 
 
