@@ -12,7 +12,7 @@ from dataclasses import replace
 from dtc_jax.config import AutoencoderTinyConfig
 from dtc_jax.models.autoencoder_tiny import AutoencoderTiny
 from dtc_jax.weights.layouts import Entry, Layout, Shapes, rule_entries
-from dtc_jax.weights.recognition import Detected, length, shape_of, shapes_of
+from dtc_jax.weights.recognition import Detected, is_recognised, length, shape_of, shapes_of
 from dtc_jax.weights.tensor_source import Shape, TensorSource, with_prefix
 
 DIFFUSERS = Layout("diffusers AutoencoderTiny", rule_entries)
@@ -49,22 +49,24 @@ def part_shapes(shapes: Shapes, part: str) -> dict[str, Shape]:
 
 # ------------------------------------------------------------------------------------------------------ recognition
 
-_FIRST_BLOCK = "1.conv.0.weight"
+# Of the first layers: any one may be missing, to be named later.
+_ENCODER_MARKS = ("0.weight", "1.conv.0.weight", "1.conv.2.weight")
+_DECODER_MARKS = ("1.weight", "3.conv.0.weight", "3.conv.2.weight")
 
 
 def recognise(source: TensorSource) -> list[Detected]:
     """The autoencoder, or one of the two halves that TAESD's own files hold (`taesd_encoder`, `taesd_decoder`)."""
     names = frozenset(source.keys())
-    if {f"encoder.layers.{_FIRST_BLOCK}", "decoder.layers.0.weight"} <= names:
+    if is_recognised(names, {f"encoder.layers.{mark}" for mark in _ENCODER_MARKS}, None, lacking=1):
         encoder, decoder = with_prefix(source, "encoder.layers."), with_prefix(source, "decoder.layers.")
         config = _config(source, _blocks(encoder, 0), _blocks(decoder, 2), encoder)
         return [Detected("vae", DIFFUSERS, source, config, shapes(config), "names")]
-    if {"0.weight", _FIRST_BLOCK} <= names:
+    if is_recognised(names, _ENCODER_MARKS, None, lacking=1):
         blocks = _blocks(source, 0)
         config = _config(source, blocks, blocks[::-1], source)
         wanted = part_shapes(shapes(config), "encoder")
         return [Detected("taesd_encoder", TAESD_ENCODER, source, config, wanted, "names")]
-    if {"1.weight", "3.conv.0.weight"} <= names:
+    if is_recognised(names, _DECODER_MARKS, None, lacking=1):
         blocks = _blocks(source, 3)
         config = _config(source, blocks[::-1], blocks, None)
         wanted = part_shapes(shapes(config), "decoder")
@@ -77,9 +79,9 @@ def _blocks(source: TensorSource, first: int) -> tuple[int, ...]:
     names = frozenset(source.keys())
     counts = [0]
     for index in range(first, length(names, r"(\d+)\.") - 1):
-        if f"{index}.conv.0.weight" in names:
+        if any(name.startswith(f"{index}.conv.") for name in names):
             counts[-1] += 1
-        elif f"{index}.weight" in names and index > 0:
+        elif index > 0 and {f"{index}.weight", f"{index}.bias"} & names:
             counts.append(0)
     return tuple(counts)
 
