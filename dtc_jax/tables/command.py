@@ -18,10 +18,12 @@ from dtc_jax.data.sheets import contact_sheet
 from dtc_jax.evaluation.report import write_json
 from dtc_jax.inference.runtime import enable_compilation_cache
 from dtc_jax.tables.budgets import BUDGETS, DIFFUSE_TO_CHOOSE, ROWS, Budget
+from dtc_jax.tables.figures import figures_file, gather_figures, write_figures
 from dtc_jax.tables.measure import Measured, measure_runs
 from dtc_jax.tables.report import choose_pictures, lead, lead_line, make_rows, rows_table
 from dtc_jax.tables.train_runs import (
     CHECKOUT,
+    Run,
     TrainingFailed,
     describe_run,
     judge_run,
@@ -41,17 +43,23 @@ _PICTURES = 5
 class TableArguments:
     """Train the rows of a table at equal budget, measure them on unseen products, write the table.
 
-    Runs that are finished are not trained again, an unfinished one goes on from its newest checkpoint.
+    Runs that are finished are not trained again, an unfinished one goes on from its newest checkpoint. Figures of every
+    run are kept in a file of their own.
     """
 
     output_dir: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="(default: runs/table-BUDGET)")] = None
-    """Folder for the runs, table.json, table.md and sheet.png; made if absent."""
+    """Folder for the runs, their figures, table.json, table.md and sheets of pictures; made if absent."""
     experiments: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: the budget's)")] = ()
     """Rows of the table."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(help_behavior_hint="(default: the budget's)")] = ()
     """Seeds of the trainings."""
     num_products: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: the budget's)")] = None
     """Unseen products to measure on."""
+    figures: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="(default: OUTPUT_DIR/figures)")] = None
+    """Folder of the figures of single runs: those that are there are neither trained nor measured again, so that
+    several machines can each make some and one puts them together."""
+    judge: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="(default: trained with another seed)")] = None
+    """Run or model folder with the VGG that distances are measured with: one for all runs of a table."""
     batch_size: int = 32
     """Products at a time; the figures do not depend on it."""
 
@@ -106,48 +114,69 @@ def run(name: str, arguments: TableArguments) -> dict[str, Any]:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"output folder {output_dir}: cannot be made ({error.strerror})") from None
-    runs, judge = row_runs(budget, output_dir), judge_run(budget, output_dir)
-    shared = shared_runs(budget, output_dir)
-    if not shared:
-        write_frozen(output_dir)
-    # All trainings come before anything is computed here: this process must not hold the accelerator meanwhile.
-    train_all([judge, *shared, *runs])
-
-    enable_compilation_cache()
+    figures_dir = output_dir / "figures" if arguments.figures is None else arguments.figures
+    runs = row_runs(budget, output_dir)
+    left = [one for one in runs if not figures_file(figures_dir, one.name).is_file()]
+    measured = None
+    if left:
+        judge = train_runs_and_judge(budget, output_dir, left, arguments.judge)
+        enable_compilation_cache()
+        measured = measure_runs(
+            {one.name: one.folder for one in left},
+            judge,
+            samplings=budget.samplings,
+            num_products=budget.num_products,
+            batch_size=arguments.batch_size,
+            shown=tuple(first_runs(left).values()),
+            num_shown=budget.num_products,
+        )
+        write_figures(figures_dir, measured, {one.name: describe_run(one) for one in left})
+    gathered = gather_figures(figures_dir, runs, budget.samplings)
     of_experiment = {row: [one.name for one in runs if one.experiment == row] for row in budget.experiments}
-    shown = tuple(names[0] for names in of_experiment.values())
-    measured = measure_runs(
-        {one.name: one.folder for one in runs},
-        judge.folder,
-        samplings=budget.samplings,
-        num_products=budget.num_products,
-        batch_size=arguments.batch_size,
-        shown=shown,
-        num_shown=budget.num_products,
-    )
-    rows = {sampling: make_rows(figures, of_experiment) for sampling, figures in measured.figures.items()}
+    rows = {sampling: make_rows(figures, of_experiment) for sampling, figures in gathered.pop("figures").items()}
     report = {
         "budget": name,
         "seeds": list(budget.seeds),
         "rows": rows,
         "lead": {sampling: lead(own) for sampling, own in rows.items()},
-        "protocol": measured.protocol,
-        "runs": {one.name: describe_run(one) for one in [judge, *shared, *runs]},
-        "measured": {"device": measured.device, "seconds": measured.seconds},
+        **gathered,
     }
     page = table_page(report)
     write_json(output_dir / "table.json", report)
     (output_dir / "table.md").write_text(page)
-    write_image(output_dir / "sheet.png", picture_sheet(measured, of_experiment, budget.samplings[0]))
-    print(f"\n{page}\ntable:   {output_dir / 'table.md'}, table.json\nsheet:   {output_dir / 'sheet.png'}")
+    print(f"\n{page}\ntable:   {output_dir / 'table.md'}, table.json\nfigures: {figures_dir}")
+    if measured is not None:
+        for number, sampling in enumerate(budget.samplings):
+            sheet = output_dir / f"sheet-{number}.png"
+            write_image(sheet, picture_sheet(measured, first_runs(left), sampling))
+            print(f"sheet:   {sheet} ({sampling})")
     return report
+
+
+def train_runs_and_judge(budget: Budget, output_dir: Path, runs: list[Run], judge: Path | None) -> Path:
+    """Train these runs and what they need; returns the folder of the VGG that figures are measured with."""
+    shared = shared_runs(budget, output_dir)
+    if not shared:
+        write_frozen(output_dir)
+    own_judge = judge_run(budget, output_dir)
+    # All trainings come before anything is computed here: this process must not hold the accelerator meanwhile.
+    train_all([*([own_judge] if judge is None else []), *shared, *runs])
+    return judge or own_judge.folder
+
+
+def first_runs(runs: list[Run]) -> dict[str, str]:
+    """Of each experiment the first of these runs."""
+    first: dict[str, str] = {}
+    for one in runs:
+        first.setdefault(one.experiment, one.name)
+    return first
 
 
 def chosen_budget(budget: Budget, arguments: TableArguments) -> Budget:
     """The budget with what the command line changes.
 
     Raises:
-        UsageError: an unknown experiment, a seed twice, or too few products.
+        UsageError: an unknown experiment, a seed twice, too few products, or no such judge.
     """
     unknown = [one for one in arguments.experiments if one not in ROWS]
     if unknown:
@@ -157,6 +186,8 @@ def chosen_budget(budget: Budget, arguments: TableArguments) -> Budget:
             raise UsageError(f"{flag}: one is named twice")
     if min(arguments.seeds, default=0) < 0:
         raise UsageError(f"--seeds {min(arguments.seeds)}: must be 0 or more")
+    if arguments.judge is not None and not arguments.judge.is_dir():
+        raise UsageError(f"--judge {arguments.judge}: no such folder")
     count = budget.num_products if arguments.num_products is None else arguments.num_products
     if count < 1 or arguments.batch_size < 1:
         raise UsageError("--num-products and --batch-size must be at least 1")
@@ -176,22 +207,30 @@ def table_page(report: dict[str, Any]) -> str:
         parts += [f"Sampling: {sampling}", "", rows_table(rows), ""]
         if report["lead"][sampling] is not None:
             parts += [lead_line(report["lead"][sampling]), ""]
+    if report["judges"] > 1:
+        parts += ["Figures of feature networks are left out: the runs were measured with different ones.", ""]
     seconds = sum(one["seconds"] for one in runs.values())
+    measuring = ", ".join(sorted({one["measured"]["device"] for one in runs.values()}))
     devices = ", ".join(sorted({one["device"] for one in runs.values()}))
     revisions = ", ".join(sorted({str(one["git_revision"])[:12] for one in runs.values()}))
     parts.append(
         f"{report['protocol']['num_products']} unseen products; seeds of training: {report['seeds']} (mean, lowest "
         f"to highest); {len(runs)} trainings in {seconds / 60:.0f} minutes on {devices}, at revision {revisions}; "
-        f"measured in {report['measured']['seconds'] / 60:.1f} minutes on {report['measured']['device']}."
+        f"measured on {measuring}."
     )
     return "\n".join(parts) + "\n"
 
 
-def picture_sheet(measured: Measured, of_experiment: dict[str, list[str]], sampling: str) -> np.ndarray:
-    """Products that the first row told from their distractors, and below them those that it did not."""
-    first = DIFFUSE_TO_CHOOSE if DIFFUSE_TO_CHOOSE in of_experiment else next(iter(of_experiment))
+def picture_sheet(measured: Measured, shown: dict[str, str], sampling: str) -> np.ndarray:
+    """Products that the first row told from their distractors, and below them those that it did not.
+
+    Args:
+        measured: With the pictures of the runs.
+        shown: {experiment: its run that is shown}.
+        sampling: Of the results that are shown.
+    """
+    first = DIFFUSE_TO_CHOOSE if DIFFUSE_TO_CHOOSE in shown else next(iter(shown))
     found = measured.found[sampling]
-    shown = {row: names[0] for row, names in of_experiment.items()}
     lines, labels = [], []
     for index in choose_pictures(found[shown[first]][: len(measured.pictures)], _PICTURES):
         picture = measured.pictures[index]

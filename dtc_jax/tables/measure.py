@@ -17,6 +17,7 @@ from dtc_jax.evaluation.generators import describe_settings, pipeline_generator
 from dtc_jax.evaluation.label_features import LabelScores, score_with_labels
 from dtc_jax.inference.pipeline import Pipeline
 from dtc_jax.tables.budgets import SAMPLINGS
+from dtc_jax.weights.fingerprint import fingerprint
 from dtc_jax.weights.run_folder import load_checkpoint
 
 TRUTH = "truth"
@@ -147,7 +148,12 @@ def measure_runs(
     settings = {sampling: describe_settings(some, SAMPLINGS[sampling]) for sampling in samplings}
     for one in settings.values():
         del one["experiment"]
-    measured.protocol = {**report["protocol"], "samplings": settings, **LABEL_PROTOCOL}
+    measured.protocol = {
+        **report["protocol"],
+        "samplings": settings,
+        **LABEL_PROTOCOL,
+        "judge_weights": fingerprint({"vgg": vgg}),
+    }
     measured.device, measured.seconds = report["device"], report["seconds"]["total"]
     return measured
 

@@ -60,8 +60,10 @@ class Run:
 
     @property
     def command(self) -> str:
-        """The command as one types it."""
-        return shlex.join(["python", *self.words])
+        """The command as one types it, the folders beside the run's without their path."""
+        beside = {str(path): path for path in (self.folder, *self.init_from)}
+        words = [str(beside[word].relative_to(self.folder.parent)) if word in beside else word for word in self.words]
+        return shlex.join(["python", *words])
 
     @property
     def finished(self) -> bool:
@@ -156,7 +158,7 @@ def passing_on_sigterm(process: subprocess.Popen[Any]) -> Iterator[subprocess.Po
 
 
 def describe_run(run: Run) -> dict[str, Any]:
-    """Command, time, samples, device and revision of a finished run, from what it wrote."""
+    """Command, flags, time, samples, device and revision of a finished run, from what it wrote."""
     # A resumed run repeats some steps: the last record of each counts.
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     of_step = {line["step"]: line for line in lines if "seconds" in line}
@@ -164,6 +166,7 @@ def describe_run(run: Run) -> dict[str, Any]:
     origin = [json.loads(line) for line in (run.folder / "provenance.jsonl").read_text().splitlines()][-1]
     return {
         "command": run.command,
+        "flags": list(run.flags),
         "seconds": sum(line["seconds"] for line in of_step.values()),
         "samples": max(of_step) * config["training"]["batch_size"],
         "device": f"{origin['device']}, {origin['device_count']} {origin['platform']} device(s)",

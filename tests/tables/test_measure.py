@@ -1,4 +1,4 @@
-"""Runs are measured on the same products and noise, and what is measured does not depend on the batches."""
+"""Runs are measured on the same products and noise; tables are put together from their figures."""
 
 from __future__ import annotations
 
@@ -62,9 +62,6 @@ def test_runs_are_measured_alike(folders: dict[str, Path]) -> None:
     np.testing.assert_array_equal(shown["results"][ONE_STEP]["again"][outside], shown["truth"][outside])
     assert together.protocol["samplings"][ONE_STEP]["num_inference_steps"] == 1
 
-    alone = measure_runs({"again": folders["again"]}, folders["judge"], batch_size=3, **arguments)
-    assert alone.figures[ONE_STEP]["again"] == pytest.approx(figures["again"], rel=1e-4)
-
 
 def test_runs_of_different_sizes_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     other = save_test_model(tmp_path / "other", 0, 32)
@@ -89,17 +86,43 @@ def test_the_command_writes_table_page_and_sheet(
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model").symlink_to(source)
-    assert command.main(["quick", "--output-dir", str(tmp_path), "--batch-size", "2"]) == 0
+    words = ["quick", "--output-dir", str(tmp_path), "--batch-size", "2"]
+    assert command.main(words) == 0
     report = json.loads((tmp_path / "table.json").read_text())
     rows = report["rows"][ONE_STEP]
     assert rows["tiny"] == rows["tiny_no_hint"] and len(rows["tiny"]["ssim"]["seeds"]) == 2
     assert report["lead"][ONE_STEP]["mean"] == 0 and not report["lead"][ONE_STEP]["holds"]
-    assert set(report["runs"]) == {"judge", *(f"{row}-seed{s}" for row in ("tiny", "tiny_no_hint") for s in (0, 1))}
+    assert set(report["runs"]) == {f"{row}-seed{seed}" for row in ("tiny", "tiny_no_hint") for seed in (0, 1)}
     page = (tmp_path / "table.md").read_text()
     assert page in capsys.readouterr().out
-    assert "no hint, all tokens, perceptual" in page and "5 trainings in 1 minutes on Abacus" in page
-    assert (tmp_path / "sheet.png").stat().st_size > 1000
+    assert "no hint, all tokens, perceptual" in page and "4 trainings in 1 minutes on Abacus" in page
+    assert (tmp_path / "sheet-0.png").stat().st_size > 1000
+
+    # With the figures alone, without the runs, it is the same table; with another training's or another way, none.
+    figures = tmp_path / "figures"
+    elsewhere = ["quick", "--output-dir", str(tmp_path / "later"), "--figures", str(figures)]
+    monkeypatch.setattr(command, "train_all", None)
+    assert command.main(elsewhere) == 0
+    assert json.loads((tmp_path / "later" / "table.json").read_text()) == report
+    path = figures / "tiny-seed1.json"
+    stored = json.loads(path.read_text())
+    capsys.readouterr()
+    for changed, said in (
+        ({"run": {**stored["run"], "flags": ["--x"]}}, "of a run with other flags (--x)"),
+        ({"protocol": {**stored["protocol"], "seed": 7}}, "measured by another protocol (seed: 7, not 0)"),
+        ({"figures": 3}, "not the figures of a run"),
+    ):
+        path.write_text(json.dumps({**stored, **changed}))
+        assert command.main(elsewhere) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: figures {path}: ") and said in error and error.count("\n") == 1
+    path.write_text(json.dumps({**stored, "protocol": {**stored["protocol"], "judge_weights": "other"}}))
+    assert command.main(elsewhere) == 0
+    rows = json.loads((tmp_path / "later" / "table.json").read_text())["rows"][ONE_STEP]
+    assert "similarity" not in rows["tiny"] and rows["tiny"]["ssim"] == report["rows"][ONE_STEP]["tiny"]["ssim"]
+    assert "left out: the runs were measured with different ones" in capsys.readouterr().out
 
 
 def described(run: Run) -> dict[str, Any]:
-    return {"command": run.command, "seconds": 12.0, "samples": 1, "device": "Abacus", "git_revision": "abc"}
+    about = {"seconds": 12.0, "samples": 1, "device": "Abacus", "git_revision": "abc"}
+    return {"command": run.command, "flags": list(run.flags), **about}

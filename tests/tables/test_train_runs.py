@@ -31,7 +31,8 @@ def test_every_row_has_the_same_budget_and_the_seed_of_its_column(tmp_path: Path
     assert [one.experiment for one in runs[:4]] == list(budget.experiments)
     for one in runs:
         assert f"--training.seed {one.seed} --data.seed {one.seed} " in one.command
-        assert one.command.endswith(" ".join(budget.flags)) and f"--init-from {tmp_path / 'frozen'}" in one.command
+        assert one.command.endswith(" ".join(budget.flags)) and "--init-from frozen " in one.command
+        assert one.words[2:6] == ["--run-dir", str(one.folder), "--init-from", str(tmp_path / "frozen")]
     assert shared_runs(budget, tmp_path) == []
     assert judge_run(budget, tmp_path).seed not in budget.seeds
     full = BUDGETS["full"]
@@ -81,8 +82,8 @@ def test_description_counts_a_repeated_step_once(tmp_path: Path) -> None:
     described = describe_run(Run(name="r", experiment="tiny", folder=tmp_path, seed=0, flags=("--a", "b c")))
     assert described["seconds"] == 6.0 and described["samples"] == 160
     assert described["device"] == "Abacus, 2 cpu device(s)" and described["git_revision"] == "abc"
-    assert described["command"].startswith("python train.py tiny --run-dir ")
-    assert described["command"].endswith("--a 'b c'")
+    assert described["command"].startswith(f"python train.py tiny --run-dir {tmp_path.name} --training.seed 0 ")
+    assert described["command"].endswith("--a 'b c'") and described["flags"] == ["--a", "b c"]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,7 @@ def test_description_counts_a_repeated_step_once(tmp_path: Path) -> None:
         (["quick", "--seeds", "1", "1"], "--seeds: one is named twice"),
         (["quick", "--seeds", "-1"], "--seeds -1: must be 0 or more"),
         (["quick", "--num-products", "0"], "--num-products and --batch-size must be at least 1"),
+        (["quick", "--judge", "nowhere"], "--judge nowhere: no such folder"),
         (["quick", "--steps", "3"], "Unrecognized"),
         (["quick", "--output-dir", "/dev/null/x"], "cannot be made"),
     ],
