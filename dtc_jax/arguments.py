@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
-from collections.abc import Sequence
-from typing import TypeVar
+import sys
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
 
 import tyro
 
 Arguments = TypeVar("Arguments")
+Parameters = ParamSpec("Parameters")
 
 
 class UsageError(ValueError):
     """A command line that cannot be understood; the message is one line."""
+
+
+def reports_errors(*kinds: type[Exception]) -> Callable[[Callable[Parameters, int]], Callable[Parameters, int]]:
+    """For a command's `main`: errors of use end it with exit code 2 and one line on the standard error output.
+
+    Ctrl-C ends it with 130.
+
+    Args:
+        kinds: Errors of use beside `UsageError`.
+    """
+
+    errors_of_use: tuple[type[Exception], ...] = (UsageError, *kinds)
+
+    def decorate(main: Callable[Parameters, int]) -> Callable[Parameters, int]:
+        @functools.wraps(main)
+        def reporting(*args: Parameters.args, **options: Parameters.kwargs) -> int:
+            try:
+                return main(*args, **options)
+            except errors_of_use as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                print("interrupted", file=sys.stderr)
+                return 130
+
+        return reporting
+
+    return decorate
 
 
 def parse_arguments(

@@ -21,7 +21,7 @@ import tyro
 from tqdm import tqdm
 
 import dtc_jax
-from dtc_jax.arguments import UsageError, parse_arguments
+from dtc_jax.arguments import UsageError, parse_arguments, reports_errors
 from dtc_jax.config import ConfigError
 from dtc_jax.data.images import InputError, read_scene, write_image
 from dtc_jax.data.manifest import Case, read_manifest
@@ -63,21 +63,15 @@ class DemoArguments:
     """Write the examples again (into --examples) from the procedural world, and do nothing else."""
 
 
+@reports_errors(InputError, ModelFolderError, ConfigError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, or 2 after an error of use."""
-    try:
-        arguments = parse_arguments(DemoArguments, sys.argv[1:] if argv is None else argv, "python -m dtc_jax.demo")
-        if arguments.regenerate:
-            enable_compilation_cache()
-            print(f"examples: {write_examples(arguments.examples)}")
-        else:
-            run(arguments)
-    except (UsageError, InputError, ModelFolderError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    arguments = parse_arguments(DemoArguments, sys.argv[1:] if argv is None else argv, "python -m dtc_jax.demo")
+    if arguments.regenerate:
+        enable_compilation_cache()
+        print(f"examples: {write_examples(arguments.examples)}")
+    else:
+        run(arguments)
     return 0
 
 

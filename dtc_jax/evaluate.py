@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 from dtc_jax import evaluate_images
-from dtc_jax.arguments import UsageError, parse_arguments
+from dtc_jax.arguments import UsageError, parse_arguments, reports_errors
 from dtc_jax.config import ConfigError, ExperimentConfig
 from dtc_jax.data.images import InputError, check_output, write_image
 from dtc_jax.data.sheets import contact_sheet
@@ -66,23 +66,17 @@ class EvaluateArguments:
     """Further checkpoints, measured on the same cases and noise."""
 
 
+@reports_errors(InputError, ModelFolderError, ConfigError, WeightsError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, or 2 after an error of use."""
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if words[:1] == ["images"]:
-            evaluate_images.run(parse_arguments(evaluate_images.ImagesArguments, words[1:], f"{_PROGRAM} images"))
-        else:
-            words = words[1:] if words[:1] == ["products"] else words
-            if words and not words[0].startswith("-"):
-                raise UsageError(f"{words[0]!r}: what is measured is products or images (see {_PROGRAM} --help)")
-            run(parse_arguments(EvaluateArguments, words, _PROGRAM))
-    except (UsageError, InputError, ModelFolderError, ConfigError, WeightsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    if words[:1] == ["images"]:
+        evaluate_images.run(parse_arguments(evaluate_images.ImagesArguments, words[1:], f"{_PROGRAM} images"))
+    else:
+        words = words[1:] if words[:1] == ["products"] else words
+        if words and not words[0].startswith("-"):
+            raise UsageError(f"{words[0]!r}: what is measured is products or images (see {_PROGRAM} --help)")
+        run(parse_arguments(EvaluateArguments, words, _PROGRAM))
     return 0
 
 

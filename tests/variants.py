@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from dtc_jax.config import CLIPVisionConfig, ExperimentConfig, HEDConfig, TrainingConfig
 from dtc_jax.training.command import read_config
@@ -30,7 +31,7 @@ def experiment(name: str) -> ExperimentConfig:
     return read_config(CONFIGS / f"{name}.py")[0]
 
 
-def at_test_size(name: str, **training: int) -> ExperimentConfig:
+def at_test_size(name: str, **training: Any) -> ExperimentConfig:
     """An experiment's choices with the networks and the training of `test`."""
     small, chosen = experiment("test"), experiment(name)
     model = dataclasses.replace(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from dtc_jax.app.limits import Limits
-from dtc_jax.arguments import UsageError, parse_arguments
+from dtc_jax.arguments import UsageError, parse_arguments, reports_errors
 from dtc_jax.config import ConfigError
 from dtc_jax.data.images import InputError
 from dtc_jax.weights.model_folder import ModelFolderError
@@ -53,17 +53,11 @@ class AppArguments:
     limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits()
 
 
+@reports_errors(InputError, ModelFolderError, ConfigError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, or 2 after an error of use."""
-    try:
-        arguments = parse_arguments(AppArguments, sys.argv[1:] if argv is None else argv, _PROGRAM)
-        run(arguments)
-    except (UsageError, InputError, ModelFolderError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    arguments = parse_arguments(AppArguments, sys.argv[1:] if argv is None else argv, _PROGRAM)
+    run(arguments)
     return 0
 
 

@@ -8,11 +8,7 @@ before it.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -20,15 +16,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from dtc_jax.arguments import UsageError, parse_arguments
+from dtc_jax.bench.command import answer, check_positive, run, without_pytorch
 from dtc_jax.bench.data import keep_to_cores
-from dtc_jax.bench.train import CONFIGS, DEFAULT
 from dtc_jax.config import AutoencoderKLConfig, ConfigError, ExperimentConfig, config_to_json
-from dtc_jax.training.command import find_configs, read_config
 from dtc_jax.training.hardware import accelerator
 from dtc_jax.training.provenance import git_revision, processor_name
 
-PROGRAM = "python -m dtc_jax.bench sample"
 STAGES = ("scene", "reference", "condition", "hint", "denoise", "decode")
 
 
@@ -62,20 +55,7 @@ class SampleArguments:
 
 def main(argv: Sequence[str]) -> int:
     """Measure, and print what was measured; returns the exit code (2 for errors of use, each one line)."""
-    configs = find_configs(CONFIGS)
-    named = bool(argv) and not argv[0].startswith("-")
-    name, flags = (argv[0], argv[1:]) if named else (DEFAULT, argv)
-    try:
-        if name not in configs:
-            raise ConfigError(f"no experiment {name!r}; there are: {', '.join(configs)}")
-        default = SampleArguments(config=read_config(configs[name])[0])
-        arguments = parse_arguments(SampleArguments, flags, f"{PROGRAM} {name}", default)
-        report = measure(arguments, f"{PROGRAM} {' '.join(argv)}".strip())
-    except (UsageError, ConfigError, OSError) as error:
-        print(f"dtc_jax.bench sample: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
-    print(json.dumps(report, indent=2) if arguments.json else table(report))
-    return 0
+    return run("sample", argv, SampleArguments, measure, table)
 
 
 def measure(arguments: SampleArguments, command: str) -> dict[str, Any]:
@@ -84,9 +64,7 @@ def measure(arguments: SampleArguments, command: str) -> dict[str, Any]:
     Raises:
         ConfigError: what cannot work.
     """
-    for name in ("batch_size", "steps", "images_per_case", "repeats"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
+    check_positive(arguments, "batch_size", "steps", "images_per_case", "repeats")
     config = arguments.config
     # What is measured is a guided sampler.
     guidance = config.sampling.guidance_scale if config.sampling.guidance_scale != 1 else 2.0
@@ -100,7 +78,7 @@ def measure(arguments: SampleArguments, command: str) -> dict[str, Any]:
             for name in ("steps", "batch_size", "images_per_case", "repeats", "dtype", "stages", "compile")
         },
     }
-    reason = unlike(config) or ("--pytorch no" if arguments.pytorch == "no" else None)
+    reason = without_pytorch() or unlike(config) or ("--pytorch no" if arguments.pytorch == "no" else None)
     pytorch: dict[str, Any] = {"skipped": reason}
     if reason is None:
         # One side after the other: together they would not fit into most machines.
@@ -146,26 +124,11 @@ def measure(arguments: SampleArguments, command: str) -> dict[str, Any]:
 
 def unlike(config: ExperimentConfig) -> str | None:
     """Why the PyTorch side cannot be measured; None if it can."""
-    absent = [name for name in ("torch", "diffusers", "transformers") if importlib.util.find_spec(name) is None]
-    if absent:
-        return f"{absent[0]} is not installed (pip install 'dtc-jax[pytorch]')"
     if not isinstance(config.model.vae, AutoencoderKLConfig):
         return "the PyTorch side knows only diffusers' AutoencoderKL for model.vae"
     if config.model.unet.mask_channel != "fill":
         return "the PyTorch side knows only fill for model.unet.mask_channel"
     return None
-
-
-def answer(module: str, request: dict[str, Any]) -> dict[str, Any]:
-    """What a module answers to a request in a process of its own, or {"failed": the last line of its errors}."""
-    program = [sys.executable, "-m", module]
-    done = subprocess.run(program, input=json.dumps(request), capture_output=True, text=True, check=False)
-    lines = done.stdout.strip().splitlines()
-    if done.returncode == 0 and lines:
-        return json.loads(lines[-1])
-    if done.returncode < 0:
-        return {"failed": f"{module} was stopped by signal {-done.returncode} (out of memory?)"}
-    return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1]}
 
 
 def table(report: dict[str, Any]) -> str:

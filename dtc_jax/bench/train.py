@@ -7,24 +7,20 @@ device (or is asked for), the same networks and loss in PyTorch, measured before
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 import tyro
 
-from dtc_jax.arguments import UsageError, parse_arguments
+from dtc_jax.bench.command import answer, check_positive, run, without_pytorch
 from dtc_jax.config import AutoencoderKLConfig, ConfigError, ExperimentConfig, config_to_json
 from dtc_jax.training.abstract import abstract_batch
-from dtc_jax.training.command import find_configs, read_config, use_cpu_cores
+from dtc_jax.training.command import use_cpu_cores
 from dtc_jax.training.flops import train_flops_per_image
 from dtc_jax.training.hardware import accelerator
 from dtc_jax.training.initial import initial_params
@@ -33,10 +29,6 @@ from dtc_jax.training.placement import place, put
 from dtc_jax.training.provenance import git_revision, processor_name
 from dtc_jax.training.sharding import batch_sharding, check_batch, make_mesh
 from dtc_jax.weights.model_folder import flatten_params
-
-PROGRAM = "python -m dtc_jax.bench train"
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-DEFAULT = "sd15"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,25 +53,13 @@ class TrainArguments:
 
 def main(argv: Sequence[str]) -> int:
     """Measure, and print what was measured; returns the exit code (2 for errors of use, each one line)."""
-    configs = find_configs(CONFIGS)
-    named = bool(argv) and not argv[0].startswith("-")
-    name, flags = (argv[0], argv[1:]) if named else (DEFAULT, argv)
     try:
-        if name not in configs:
-            raise ConfigError(f"no experiment {name!r}; there are: {', '.join(configs)}")
-        default = TrainArguments(config=read_config(configs[name])[0])
-        arguments = parse_arguments(TrainArguments, flags, f"{PROGRAM} {name}", default)
-        report = measure(arguments, f"{PROGRAM} {' '.join(argv)}".strip())
-    except (UsageError, ConfigError, OSError) as error:
-        print(f"dtc_jax.bench train: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 2
+        return run("train", argv, TrainArguments, measure, table)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         print("dtc_jax.bench train: out of device memory; take a smaller --batch-size", file=sys.stderr)
         return 1
-    print(json.dumps(report, indent=2) if arguments.json else table(report))
-    return 0
 
 
 def measure(arguments: TrainArguments, command: str) -> dict[str, Any]:
@@ -88,9 +68,7 @@ def measure(arguments: TrainArguments, command: str) -> dict[str, Any]:
     Raises:
         ConfigError: what cannot work.
     """
-    for name in ("batch_size", "steps", "devices"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
+    check_positive(arguments, "batch_size", "steps", "devices")
     config = arguments.config
     if config.stage != "diffusion":
         raise ConfigError(f"{config.name}: its stage {config.stage} has no perceptual loss to measure with and without")
@@ -187,12 +165,9 @@ def in_pytorch(arguments: TrainArguments, config: ExperimentConfig, weights: dic
     Raises:
         ConfigError: it was asked for and cannot be had.
     """
-    reason = unlike(config) or ("--pytorch no" if arguments.pytorch == "no" else None)
-    if arguments.devices > 1:
-        reason = "PyTorch is measured on one device"
-    absent = [name for name in ("torch", "diffusers", "transformers") if importlib.util.find_spec(name) is None]
-    if absent:
-        reason = f"{absent[0]} is not installed (pip install 'dtc-jax[pytorch]')"
+    several = "PyTorch is measured on one device" if arguments.devices > 1 else None
+    unwanted = "--pytorch no" if arguments.pytorch == "no" else None
+    reason = without_pytorch() or several or unlike(config) or unwanted
     if reason is None:
         request = {
             "config": config_to_json(config),
@@ -202,12 +177,10 @@ def in_pytorch(arguments: TrainArguments, config: ExperimentConfig, weights: dic
             "compile": arguments.compile,
             "cuda_only": arguments.pytorch == "auto",
         }
-        program = [sys.executable, "-m", "dtc_jax.bench.pytorch_train"]
-        done = subprocess.run(program, input=json.dumps(request), capture_output=True, text=True, check=False)
-        lines = done.stdout.strip().splitlines()
-        if done.returncode == 0 and lines:
-            return json.loads(lines[-1])
-        reason = f"PyTorch failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+        found = answer("dtc_jax.bench.pytorch_train", request)
+        if "failed" not in found:
+            return found
+        reason = f"PyTorch failed: {found['failed']}"
     if arguments.pytorch == "yes":
         raise ConfigError(f"--pytorch yes: {reason}")
     return {"skipped": reason}

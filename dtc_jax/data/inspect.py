@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from dtc_jax.arguments import UsageError, parse_arguments
+from dtc_jax.arguments import UsageError, parse_arguments, reports_errors
 from dtc_jax.config_base import ConfigError
 from dtc_jax.data.images import InputError, check_output, write_image
 from dtc_jax.data.inspection import BROKEN, Inspection, inspect_data, open_data
@@ -54,17 +54,11 @@ class InspectArguments:
     """Exit with code 1 if anything was found."""
 
 
+@reports_errors(InputError, ConfigError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 1 for findings with --strict, or 2 after an error of use."""
-    try:
-        arguments = parse_arguments(InspectArguments, sys.argv[1:] if argv is None else argv, PROGRAM)
-        return run(arguments)
-    except (UsageError, InputError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    arguments = parse_arguments(InspectArguments, sys.argv[1:] if argv is None else argv, PROGRAM)
+    return run(arguments)
 
 
 def run(arguments: InspectArguments) -> int:

@@ -41,6 +41,8 @@ class FeatureNetwork(NamedTuple):
     image_size: int
     """Height and width that it takes; 0 where any will do."""
     files: tuple[str, ...]
+    smallest: int = 1
+    """Pixels that an image of any size must have on each side."""
 
     def describe(self) -> dict[str, Any]:
         """For the protocol: what it is, and the hash of its weights, whatever file they came in."""
@@ -125,6 +127,9 @@ def load_lpips(paths: Sequence[str]) -> FeatureNetwork:
         params = _params(found["lpips"])
     elif "lpips_heads" in found and backbones:
         backbone = backbones[0].config
+        if isinstance(backbone, VGGConfig) and backbone.convolutions_per_block == (2, 2, 4, 4, 4):
+            # Of the same channels as VGG-16, so that the heads fit; the figure would be another one.
+            raise WeightsError(f"{backbones[0].source.path}: is VGG-19; LPIPS reads VGG-16 (torchvision's vgg16)")
         channels = backbone.block_channels if isinstance(backbone, VGGConfig) else backbone.channels
         if channels != found["lpips_heads"].config:
             raise WeightsError(
@@ -136,7 +141,8 @@ def load_lpips(paths: Sequence[str]) -> FeatureNetwork:
         lacking = "its heads (LPIPS's vgg.pth or alex.pth)" if backbones else "the network that its heads read"
         raise WeightsError(f"{' and '.join(paths)}: not a whole LPIPS; add {lacking}")
     name = "LPIPS with VGG" if isinstance(backbone, VGGConfig) else "LPIPS with AlexNet"
-    return FeatureNetwork("lpips", name, LPIPS(backbone), params, 0, tuple(paths))
+    module = LPIPS(backbone)
+    return FeatureNetwork("lpips", name, module, params, 0, tuple(paths), module.smallest_image)
 
 
 # ------------------------------------------------------------------------------------------------- images to features

@@ -256,6 +256,12 @@ def prepare(
         parts.append(("pixels", (name, "result"), pair if mask is None else (*pair, mask)))
     if "lpips" in wanted:
         assert images.truth is not None
+        smallest = networks["lpips"].smallest
+        if min(result.shape[:2]) < smallest:
+            raise InputError(
+                f"{name}: is {result.shape[1]}x{result.shape[0]} pixels; {networks['lpips'].name} needs {smallest} on "
+                "each side"
+            )
         parts.append(("lpips", (name, "result"), (result, images.truth)))
     parts += _set_inputs(name, "result", result, wanted, networks)
     if images.truth is not None and truths_are_the_set:

@@ -22,7 +22,7 @@ import tyro
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from dtc_jax.arguments import UsageError, parse_arguments
+from dtc_jax.arguments import UsageError, parse_arguments, reports_errors
 from dtc_jax.config import ConfigError, ModelConfig
 from dtc_jax.data.images import InputError, read_reference
 from dtc_jax.data.locations import Location
@@ -64,17 +64,11 @@ class CatalogueArguments:
     """As in sample.py: leave a photo's plain, light backdrop as it is."""
 
 
+@reports_errors(InputError, ModelFolderError, ConfigError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 1 if some photos could not be used, 2 after an error of use."""
     program = "python -m dtc_jax.inference.catalogue"
-    try:
-        return 1 if run(parse_arguments(CatalogueArguments, sys.argv[1:] if argv is None else argv, program)) else 0
-    except (UsageError, InputError, ModelFolderError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return 1 if run(parse_arguments(CatalogueArguments, sys.argv[1:] if argv is None else argv, program)) else 0
 
 
 def run(arguments: CatalogueArguments) -> int:

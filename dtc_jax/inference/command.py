@@ -20,7 +20,7 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
-from dtc_jax.arguments import UsageError, parse_arguments
+from dtc_jax.arguments import UsageError, parse_arguments, reports_errors
 from dtc_jax.config import ConfigError
 from dtc_jax.data.images import InputError, check_output, remove_unfinished
 from dtc_jax.data.manifest import Case, read_manifest
@@ -93,17 +93,11 @@ class SampleArguments:
     """Leave a reference's plain, light backdrop as it is; otherwise it is made white, which the model knows best."""
 
 
+@reports_errors(InputError, ModelFolderError, ConfigError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 1 if some of many cases could not be used, 2 after an error of use."""
-    try:
-        arguments = parse_arguments(SampleArguments, sys.argv[1:] if argv is None else argv, "sample.py")
-        return 1 if run(arguments) else 0
-    except (UsageError, InputError, ModelFolderError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    arguments = parse_arguments(SampleArguments, sys.argv[1:] if argv is None else argv, "sample.py")
+    return 1 if run(arguments) else 0
 
 
 def run(arguments: SampleArguments) -> int:

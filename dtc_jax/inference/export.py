@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, UInt8, UInt32
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from dtc_jax.arguments import UsageError, parse_arguments
+from dtc_jax.arguments import UsageError, parse_arguments, reports_errors
 from dtc_jax.config import ConfigError, ModelConfig
 from dtc_jax.data.images import InputError
 from dtc_jax.inference import export_loader
@@ -215,20 +215,14 @@ def write_export(arguments: ExportArguments) -> None:
         shutil.copyfile(export_loader.__file__, folder / "load.py")
 
 
+@reports_errors(InputError, ModelFolderError, ConfigError, WeightsError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, or 2 after an error of use."""
-    try:
-        arguments: Any = parse_arguments(
-            ExportArguments, sys.argv[1:] if argv is None else argv, "python -m dtc_jax.inference.export"
-        )
-        write_export(arguments)
-        print(f"{arguments.output}: batch sizes {', '.join(map(str, sorted(set(arguments.batch_size))))}")
-    except (UsageError, InputError, ModelFolderError, ConfigError, WeightsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    arguments: Any = parse_arguments(
+        ExportArguments, sys.argv[1:] if argv is None else argv, "python -m dtc_jax.inference.export"
+    )
+    write_export(arguments)
+    print(f"{arguments.output}: batch sizes {', '.join(map(str, sorted(set(arguments.batch_size))))}")
     return 0
 
 

@@ -17,6 +17,8 @@ from dtc_jax.models.layers import Conv2d
 
 LAYERS = (0, 3, 6, 8, 10)
 """torchvision's indices of the convolutions."""
+SMALLEST_IMAGE = 31
+"""Pixels on each side: 7 after the first convolution, 3 and 1 after the poolings. (torchvision pools once more.)"""
 
 
 class AlexNet(nn.Module):
@@ -45,7 +47,8 @@ class AlexNet(nn.Module):
         """Post-ReLU features of every convolution, before the pooling where there is one.
 
         Args:
-            images: RGB in [0, 1], at least 63 pixels on each side; normalised here by ImageNet's mean and deviation.
+            images: RGB in [0, 1], at least `SMALLEST_IMAGE` pixels on each side; normalised here by ImageNet's mean and
+                deviation.
         """
         features = []
         x = normalize_imagenet(images).astype(self.dtype)

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dtc_jax.config import AlexNetConfig, VGGConfig
+from dtc_jax.models.alexnet import SMALLEST_IMAGE as ALEXNET_SMALLEST_IMAGE
 from dtc_jax.models.alexnet import AlexNet
 from dtc_jax.models.layers import Conv2d
 from dtc_jax.models.vgg import VGG
@@ -39,6 +40,13 @@ class LPIPS(nn.Module):
             levels = len(self.backbone.channels)
         self.lin = [Conv2d(1, kernel_size=1, padding=0, use_bias=False) for _ in range(levels)]
 
+    @property
+    def smallest_image(self) -> int:
+        """Pixels on each side that leave something of an image after every pooling."""
+        if isinstance(self.backbone, VGGConfig):
+            return int(2 ** (len(self.backbone.block_channels) - 1))
+        return ALEXNET_SMALLEST_IMAGE
+
     def __call__(self, images: Float[Array, "b h w 3"], others: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
         """The distance of every image from its other: 0 for equal ones.
 
@@ -46,7 +54,7 @@ class LPIPS(nn.Module):
         channel, is averaged over the places; levels are added up.
 
         Args:
-            images: RGB in [0, 1], large enough for the network (VGG 16 pixels, AlexNet 63).
+            images: RGB in [0, 1], of at least `smallest_image` pixels on each side.
             others: The same.
         """
         total = jnp.zeros(images.shape[0], jnp.float32)

@@ -31,7 +31,6 @@ def test_the_same_weights_in_every_process() -> None:
 
 
 def test_what_pytorch_cannot_do_is_not_compared() -> None:
-    pytest.importorskip("torch")
     assert unlike(ExperimentConfig(model=presets.test())) is None
     assert "model.vae" in (unlike(ExperimentConfig(model=presets.tiny())) or "")
 

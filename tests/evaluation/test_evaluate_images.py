@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from dtc_jax import evaluate
+from dtc_jax.data.records import decode, find_data_set, open_split
 from dtc_jax.evaluation.distributions import frechet_distance, kernel_distance
 from dtc_jax.evaluation.feature_networks import (
     FeatureNetwork,
@@ -22,9 +23,10 @@ from dtc_jax.evaluation.feature_networks import (
     load_inception,
     load_lpips,
 )
-from dtc_jax.evaluation.image_sets import from_folders
+from dtc_jax.evaluation.image_sets import from_folders, images_in
 from dtc_jax.evaluation.measure import MeasureOptions, measure
-from dtc_jax.models.inputs import normalize_clip, normalize_reference
+from dtc_jax.models.inputs import normalize_reference
+from tests.data import prepared
 from tests.evaluation.feature_files import write_networks
 
 SIZE, COUNT = 32, 5
@@ -76,7 +78,8 @@ class Means(nn.Module):
         return jax.image.resize(images, (len(images), 4, 4, 3), "linear").reshape(len(images), 48) @ mixing
 
 
-def loaded(weights: dict[str, str]) -> dict[str, FeatureNetwork]:
+@pytest.fixture(name="networks", scope="module")
+def _networks(weights: dict[str, str]) -> dict[str, FeatureNetwork]:
     return {
         "clip": load_clip(weights["clip"]),
         "dinov2": load_dinov2(weights["dinov2"]),
@@ -91,15 +94,15 @@ def read(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def test_figures_are_what_they_say_on_any_number_of_devices(files: Path, weights: dict[str, str]) -> None:
-    networks = loaded(weights)
+def test_figures_are_what_they_say_on_any_number_of_devices(files: Path, networks: dict[str, FeatureNetwork]) -> None:
     images = from_folders(files / "results", files / "truth", files / "masks", files / "references")
     options = MeasureOptions(batch_size=2, set_resamples=3)
     one, eight = (measure(images, networks, options, devices=jax.devices()[:count], progress=False) for count in (1, 8))
     assert one["left_out"] == {} and set(one["figures"]) == set(eight["figures"])
     for name, figure in one["figures"].items():
-        key = "value" if "value" in figure else "mean"
-        assert eight["figures"][name][key] == pytest.approx(figure[key], rel=1e-4, abs=1e-6), name
+        other = eight["figures"][name]
+        assert other.pop("n") == figure.pop("n")
+        assert other == pytest.approx(figure, rel=1e-4, abs=1e-6), name
     assert any("FID: 5 images for 6 features" in text for text in one["warnings"])
 
     figures, values = one["figures"], one["values"]
@@ -112,20 +115,15 @@ def test_figures_are_what_they_say_on_any_number_of_devices(files: Path, weights
         error = np.mean(((shown.astype(float) - own)[y0:y1, x0:x1] / 255) ** 2)
         assert values["psnr_in_mask"][name] == pytest.approx(-10 * np.log10(error), rel=1e-4)
 
-    # Features by the plain modules, one image at a time.
-    clip, dinov2 = networks["clip"], networks["dinov2"]
-    shown = Image.fromarray(read(files / "results" / "case1.png")[y0:y1, x0:x1])
+    # Features by the plain modules; those of CLIP and LPIPS are compared with PyTorch's in tests/parity.
+    dinov2 = networks["dinov2"]
+    size = (dinov2.image_size,) * 2
+    region = Image.fromarray(read(files / "results" / "case1.png")[y0:y1, x0:x1])
     product = Image.open(files / "references" / "case1.png")
-    for network, normalize, filters, metric in (
-        (clip, normalize_clip, Image.Resampling.BILINEAR, "clip_score"),
-        (dinov2, normalize_reference, Image.Resampling.BICUBIC, "dinov2_similarity"),
-    ):
-        size = (network.image_size,) * 2
-        pair = np.stack([shown.resize(size, filters), product.resize(size, Image.Resampling.BICUBIC)])
-        features = np.asarray(network.module.apply({"params": network.params}, normalize(pair)))
-        a, b = features if features.ndim == 2 else features[:, 0]
-        expected = 100 * a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-        assert values[metric]["case1"] == pytest.approx(expected, rel=1e-4)
+    pair = np.stack([image.resize(size, Image.Resampling.BICUBIC) for image in (region, product)])
+    a, b = np.asarray(jax.jit(dinov2.module.apply)({"params": dinov2.params}, normalize_reference(pair)))[:, 0]
+    expected = 100 * a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    assert values["dinov2_similarity"]["case1"] == pytest.approx(expected, rel=1e-4)
     inception = networks["inception"]
     sets = [
         np.stack([inception_input(read(path)) for path in sorted((files / part).iterdir())])
@@ -134,12 +132,6 @@ def test_figures_are_what_they_say_on_any_number_of_devices(files: Path, weights
     a, b = (np.asarray(jax.jit(inception.module.apply)({"params": inception.params}, x)) for x in sets)
     assert figures["fid"]["value"] == pytest.approx(frechet_distance(a, b), rel=1e-3)
     assert figures["kid"]["value"] == pytest.approx(kernel_distance(a, b), rel=1e-3)
-    unit = [
-        np.stack([read(p) for p in sorted((files / part).iterdir())]) / np.float32(255) for part in ("results", "truth")
-    ]
-    lpips = networks["lpips"]
-    expected = np.asarray(lpips.module.apply({"params": lpips.params}, *unit)).mean()
-    assert figures["lpips"]["mean"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_command_writes_figures_protocol_and_a_table(
@@ -181,6 +173,71 @@ def test_unpaired_sets(files: Path, weights: dict[str, str], tmp_path: Path) -> 
     assert set(report["rows"]["results"]) == {"clip_fid"} and report["rows"]["results"]["clip_fid"]["n"] == [5, 3]
     assert report["left_out"]["ssim"] == "results and truths are not paired"
     assert report["left_out"]["clip_score"] == "no masks"
+
+
+def test_a_set_with_itself_is_zero_and_noise_is_far(networks: dict[str, FeatureNetwork], tmp_path: Path) -> None:
+    """FID, KID and CLIP-FID of folders of smooth pictures, of their equals, and of noise."""
+    random, ramp = np.random.default_rng(3), np.linspace(0, 1, SIZE)[:, None, None]
+    for number in range(12):
+        for part in ("truth", "others"):
+            corners = random.uniform(0, 255, size=(2, 3))
+            picture = (corners[0] * ramp + corners[1] * (1 - ramp)) * (0.5 + 0.5 * ramp.transpose(1, 0, 2))
+            save(tmp_path / part / f"{number}.png", picture.astype(np.uint8))
+        save(tmp_path / "noise" / f"{number}.png", random.integers(0, 256, size=(SIZE, SIZE, 3), dtype=np.uint8))
+    networks = {kind: networks[kind] for kind in ("inception", "clip")}
+    options = MeasureOptions(paired=False, batch_size=8, set_resamples=0)
+    real = images_in(tmp_path / "truth", "truth")
+    same, others, noise = (
+        measure(from_folders(tmp_path / part), networks, options, real=real, progress=False)["figures"]
+        for part in ("truth", "others", "noise")
+    )
+    assert set(same) == {"fid", "kid", "clip_fid"}
+    for name in ("fid", "clip_fid"):
+        assert abs(same[name]["value"]) < 1e-6 * noise[name]["value"]
+    for name in same:
+        assert abs(same[name]["value"]) < 0.1 * noise[name]["value"], name
+        assert abs(others[name]["value"]) < 0.5 * noise[name]["value"], name
+
+
+def test_records_and_resize(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Results are called after the records' ids, of the split that is named, and brought to the size asked for."""
+    folder = prepared.write(tmp_path / "data")
+    source = open_split(find_data_set(folder), "test")
+    samples = [decode(source[index]) for index in range(len(source))]
+    assert len(samples) == 3 and samples[0].scene.shape == (SIZE, SIZE, 3)
+    size = 24
+    for number, sample in enumerate(samples):
+        result = sample.scene.copy()
+        result[sample.mask == 1] //= number + 2
+        result[0, 0] ^= 255
+        save(tmp_path / "results" / f"{sample.id}.png", np.kron(result, np.ones((2, 2, 1), np.uint8)))
+        save(tmp_path / "scenes" / f"{sample.id}.png", sample.scene)
+    arguments = ["images", "--results", str(tmp_path / "results"), "--records", str(folder)]
+    outputs = ["--output", str(tmp_path / "figures.json"), "--per-image", str(tmp_path / "images.json")]
+    assert evaluate.main(arguments) == 2
+    assert "64x64 pixels, the truth 32x32; --resize N" in capsys.readouterr().err
+    assert evaluate.main([*arguments, "--resize", str(size), *outputs]) == 0
+    report = json.loads((tmp_path / "figures.json").read_text())
+    assert report["protocol"]["sets"]["results"].endswith("data set synthetic 1.0.0, split test")
+    assert report["protocol"]["resize"].startswith("all images but references to 24 x 24, bicubic")
+    values = json.loads((tmp_path / "images.json").read_text())["results"]
+    square = (size, size)
+    for sample in samples:
+        shown = np.asarray(Image.open(tmp_path / "results" / f"{sample.id}.png").resize(square))
+        own = np.asarray(Image.fromarray(sample.scene).resize(square))
+        inside = np.asarray(Image.fromarray(sample.mask).resize(square, Image.Resampling.NEAREST)) == 1
+        difference = shown.astype(float) - own
+        expected = -10 * np.log10(np.mean((difference[inside] / 255) ** 2))
+        assert values["psnr_in_mask"][sample.id] == pytest.approx(expected, rel=1e-4)
+        changed = (np.abs(difference).max(axis=-1) > 0)[~inside].mean()
+        assert values["changed_outside"][sample.id] == pytest.approx(changed) and changed > 0
+    # Another split has other records, and lacks nothing silently.
+    assert evaluate.main([*arguments, "--split", "train"]) == 2
+    assert "lacks 7 of 10 that data set" in capsys.readouterr().err
+    assert evaluate.main([*arguments, "--split", "val"]) == 2
+    assert "'val'" in capsys.readouterr().err
+    assert evaluate.main([*arguments, "--masks", str(tmp_path / "scenes")]) == 2
+    assert "--records says what results are compared with; leave --masks out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ Sources of names, sizes and order:
 - HED: lllyasviel/ControlNet, annotator/hed/__init__.py at ed85cd1e25a5ed592f7d8178495b4483de0331bf.
 - Inception: pytorch/vision, torchvision/models/inception.py at 02a0a90b7ad1e9d69f1f392ad6701eb069f7db02, with the
   patches of mseitzer/pytorch-fid, src/pytorch_fid/inception.py at b9c18118d082cbd263c1b8963fc4221dc1cbb659.
+- LPIPS: richzhang/PerceptualSimilarity, lpips/lpips.py and lpips/pretrained_networks.py at
+  019657996e5c3310a83dba6a8124e3547ca35a6d; its networks: pytorch/vision, torchvision/models/vgg.py and alexnet.py.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from dtc_jax.config import AlexNetConfig, VGGConfig
 
 Convolution = tuple[str, int, tuple[int, int], int]
 """Name, output channels, kernel, stride; padding is "same" at stride 1 and none at stride 2."""
@@ -212,3 +216,58 @@ def double_the_variance(module: nn.Module) -> None:
         for layer in module.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.weight.mul_(2**0.5)
+
+
+LPIPS_SLICES = {"vgg": (0, 4, 9, 16, 23, 30), "alex": (0, 2, 5, 8, 10, 12)}
+"""Where LPIPS cuts torchvision's layers; a slice ends with the ReLU that is compared."""
+
+
+def torchvision_features(config: VGGConfig | AlexNetConfig) -> nn.Sequential:
+    """torchvision's `vgg16().features` or `alexnet().features`, with the channels of a config."""
+    layers: list[nn.Module] = []
+    if isinstance(config, AlexNetConfig):
+        kernels = ((11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1))
+        for number, ((a, b), (size, stride, padding)) in enumerate(
+            zip(pairwise((3, *config.channels)), kernels, strict=True)
+        ):
+            layers += [nn.Conv2d(a, b, size, stride, padding), nn.ReLU()]
+            if number in (0, 1, 4):
+                layers.append(nn.MaxPool2d(3, 2))
+        return nn.Sequential(*layers)
+    channels = 3
+    for width, count in zip(config.block_channels, config.convolutions_per_block, strict=True):
+        for _ in range(count):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            channels = width
+        layers.append(nn.MaxPool2d(2, 2))
+    return nn.Sequential(*layers)
+
+
+class LPIPS(nn.Module):
+    """lpips/lpips.py's `LPIPS` in evaluation; `forward` takes two batches of images in [-1, 1]."""
+
+    def __init__(self, config: VGGConfig | AlexNetConfig) -> None:
+        super().__init__()
+        is_vgg = isinstance(config, VGGConfig)
+        self.net, layers = nn.Module(), torchvision_features(config)
+        for number, (start, stop) in enumerate(pairwise(LPIPS_SLICES["vgg" if is_vgg else "alex"]), start=1):
+            part = nn.Sequential()
+            for index in range(start, stop):
+                part.add_module(str(index), layers[index])
+            self.net.add_module(f"slice{number}", part)
+        for level, width in enumerate(config.block_channels if is_vgg else config.channels):
+            head = nn.Module()
+            head.model = nn.Sequential(nn.Dropout(), nn.Conv2d(width, 1, 1, bias=False))
+            self.add_module(f"lin{level}", head)
+        self.scaling_layer = nn.Module()
+        self.scaling_layer.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[None, :, None, None])
+        self.scaling_layer.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[None, :, None, None])
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        a, b = ((x - self.scaling_layer.shift) / self.scaling_layer.scale for x in (a, b))
+        total = torch.zeros(len(a))
+        for level, part in enumerate(self.net.children()):
+            a, b = part(a), part(b)
+            first, second = (x / (torch.sqrt((x**2).sum(dim=1, keepdim=True)) + 1e-10) for x in (a, b))
+            total = total + getattr(self, f"lin{level}").model((first - second) ** 2).mean(dim=(1, 2, 3))
+        return total

@@ -1,8 +1,6 @@
-"""LPIPS against plain torch.nn layers with the published names and formula, every tensor random, float32."""
+"""LPIPS against plain torch.nn layers with the published names and formula (`oracles.py`), all random, float32."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,72 +18,19 @@ from tests.parity.naming import fill_randomly
 
 torch = pytest.importorskip("torch")
 
+from tests.parity.oracles import LPIPS as LPIPSOracle  # noqa: E402 (needs PyTorch)
+
 VGG16 = VGGConfig(block_channels=(4, 6, 8, 10, 12), convolutions_per_block=(2, 2, 3, 3, 3))
 ALEX = AlexNetConfig(channels=(4, 6, 8, 10, 12))
-# lpips/pretrained_networks.py: torchvision's layers in each slice; a slice ends with the ReLU that is compared.
-SLICES = {"vgg": ((0, 4), (4, 9), (9, 16), (16, 23), (23, 30)), "alex": ((0, 2), (2, 5), (5, 8), (8, 10), (10, 12))}
 
 
-def layers_of(backbone: VGGConfig | AlexNetConfig) -> list[Any]:
-    """torchvision's `vgg16().features` or `alexnet().features`, with the channels of a config."""
-    if isinstance(backbone, AlexNetConfig):
-        a, b, c, d, e = backbone.channels
-        sizes = [(3, a, 11, 4, 2), (a, b, 5, 1, 2), (b, c, 3, 1, 1), (c, d, 3, 1, 1), (d, e, 3, 1, 1)]
-        layers: list[Any] = []
-        for number, (inputs, outputs, side, stride, padding) in enumerate(sizes):
-            layers += [torch.nn.Conv2d(inputs, outputs, side, stride, padding), torch.nn.ReLU()]
-            if number in (0, 1, 4):
-                layers.append(torch.nn.MaxPool2d(3, 2))
-        return layers
-    layers, channels = [], 3
-    for width, count in zip(backbone.block_channels, backbone.convolutions_per_block, strict=True):
-        for _ in range(count):
-            layers += [torch.nn.Conv2d(channels, width, 3, padding=1), torch.nn.ReLU()]
-            channels = width
-        layers.append(torch.nn.MaxPool2d(2, 2))
-    return layers
-
-
-class Oracle(torch.nn.Module):
-    """lpips/lpips.py's `LPIPS`, its modules named as there, on images in [-1, 1]."""
-
-    def __init__(self, backbone: VGGConfig | AlexNetConfig) -> None:
-        super().__init__()
-        self.net, layers = torch.nn.Module(), layers_of(backbone)
-        kind, channels = (
-            ("vgg", backbone.block_channels) if isinstance(backbone, VGGConfig) else ("alex", ALEX.channels)
-        )
-        for number, (start, stop) in enumerate(SLICES[kind], start=1):
-            part = torch.nn.Sequential()
-            for index in range(start, stop):
-                part.add_module(str(index), layers[index])
-            setattr(self.net, f"slice{number}", part)
-        for level, width in enumerate(channels):
-            head = torch.nn.Module()
-            head.model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Conv2d(width, 1, 1, bias=False))
-            setattr(self, f"lin{level}", head)
-        self.scaling_layer = torch.nn.Module()
-        self.scaling_layer.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[None, :, None, None])
-        self.scaling_layer.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[None, :, None, None])
-
-    def forward(self, a: Any, b: Any) -> Any:
-        total = 0
-        a, b = ((x - self.scaling_layer.shift) / self.scaling_layer.scale for x in (a, b))
-        for level in range(5):
-            part = getattr(self.net, f"slice{level + 1}")
-            a, b = part(a), part(b)
-            unit = [x / (torch.sqrt((x**2).sum(dim=1, keepdim=True)) + 1e-10) for x in (a, b)]
-            head = getattr(self, f"lin{level}").model
-            total = total + head((unit[0] - unit[1]) ** 2).mean(dim=(1, 2, 3))
-        return total
-
-
-@pytest.mark.parametrize("backbone", [VGG16, ALEX], ids=["vgg", "alex"])
-def test_distance_and_files(backbone: VGGConfig | AlexNetConfig) -> None:
-    oracle = Oracle(backbone).eval()
+@pytest.mark.parametrize(("backbone", "smallest"), [(VGG16, 16), (ALEX, 31)], ids=["vgg", "alex"])
+def test_distance_and_files(backbone: VGGConfig | AlexNetConfig, smallest: int) -> None:
+    oracle = LPIPSOracle(backbone).eval()
     fill_randomly(oracle, seed=1)
     random = np.random.default_rng(2)
-    pictures = random.uniform(size=(2, 3, 64, 71, 3)).astype(np.float32)
+    assert LPIPS(backbone).smallest_image == smallest
+    pictures = random.uniform(size=(2, 3, smallest, 71, 3)).astype(np.float32)
     with torch.no_grad():
         expected = oracle(*(torch.from_numpy(2 * x - 1).permute(0, 3, 1, 2) for x in pictures)).numpy()
     state = {name: tensor.numpy() for name, tensor in oracle.state_dict().items()}
