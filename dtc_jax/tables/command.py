@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from dtc_jax.arguments import UsageError, parse_arguments
+from dtc_jax.arguments import UsageError, parse_arguments, reports_errors
 from dtc_jax.config import ConfigError
 from dtc_jax.data.images import InputError, write_image
 from dtc_jax.data.sheets import contact_sheet
@@ -75,26 +75,21 @@ def usage() -> str:
     return "\n".join([*lines, "", f"{_PROGRAM} BUDGET --help explains the flags."])
 
 
+@reports_errors(InputError, ModelFolderError, ConfigError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 2 after an error of use, or that of a training that failed."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0 if words else 2
+    if words[0] not in BUDGETS:
+        raise UsageError(f"{words[0]!r}: no such budget; there are: {', '.join(BUDGETS)}")
+    arguments = parse_arguments(TableArguments, words[1:], f"{_PROGRAM} {words[0]}")
     try:
-        if words[0] not in BUDGETS:
-            raise UsageError(f"{words[0]!r}: no such budget; there are: {', '.join(BUDGETS)}")
-        arguments = parse_arguments(TableArguments, words[1:], f"{_PROGRAM} {words[0]}")
         run(words[0], arguments)
-    except (UsageError, InputError, ModelFolderError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except TrainingFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
     return 0
 
 
