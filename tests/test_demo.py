@@ -18,7 +18,11 @@ from dtc_jax.data.window import Window, crop_window
 from dtc_jax.evaluation.examples import choose_examples, example_cases
 from dtc_jax.evaluation.fidelity import GREY
 from dtc_jax.inference.pipeline import Pipeline
+from dtc_jax.inference.prepare import read_case
+from dtc_jax.weights.run_folder import checkpoint_config
 from tests.evaluation.models import save_test_model
+
+PICTURE = Path(demo.dtc_jax.__file__).parent.parent / "docs" / "images" / "demo.png"
 
 
 @pytest.fixture(name="examples", scope="module")
@@ -99,6 +103,35 @@ def test_the_demo_samples_measures_and_writes(
     with Image.open(output / "sheet.png") as sheet:
         assert sheet.width > 6 * 128
         assert sheet.height > len(examples) * 128
+
+
+def test_the_picture_in_the_documentation_is_of_these_examples(examples: list[Case]) -> None:
+    """All of it but the results, which the shipped model has to sample."""
+    model = checkpoint_config(None).model
+    prepared = [
+        read_case(
+            example.scene, example.mask, example.reference, model, box=example.box, context=demo.WHOLE_SCENE
+        ).regions[0]
+        for example in examples
+    ]
+    truths = [read_scene(str(example.truth)) for example in examples]
+    sheets = [
+        demo.draw_sheet(examples, prepared, [np.full_like(truth, level) for truth in truths], truths)
+        for level in (0, 255)
+    ]
+    documented = read_scene(PICTURE)
+    assert documented.shape == sheets[0].shape
+    same = (sheets[0] == sheets[1]).all(axis=-1)
+    assert 0.7 < same.mean() < 0.9
+    # Another release of Pillow may draw its letters otherwise.
+    assert (documented != sheets[0]).any(axis=-1)[same].mean() < 0.005
+
+
+@pytest.mark.slow
+def test_the_picture_in_the_documentation_is_what_the_demo_draws(tmp_path: Path) -> None:
+    assert demo.main(["--output-dir", str(tmp_path)]) == 0
+    difference = np.abs(read_scene(tmp_path / "sheet.png").astype(int) - read_scene(PICTURE))
+    assert difference.mean() < 0.5
 
 
 def test_errors_of_use_are_one_line(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

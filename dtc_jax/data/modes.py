@@ -20,7 +20,7 @@ def has_alpha(image: Image.Image) -> bool:
 
 
 def to_8_bit(image: Image.Image) -> Image.Image:
-    """A 16-bit grey image without its low bytes (Pillow would clip); others as they are.
+    """A 16-bit grey image without its low bytes (Pillow would clip), "La" as "LA"; others as they are.
 
     16-bit colour is read without its low bytes by Pillow itself.
 
@@ -32,6 +32,8 @@ def to_8_bit(image: Image.Image) -> Image.Image:
         shifted = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
         shifted.info = {name: value for name, value in image.info.items() if name == "icc_profile"}
         return shifted
+    if image.mode == "La":  # of which Pillow makes nothing else
+        return image.convert("LA")
     if image.mode == "F":
         raise ValueError("floating-point images have no set range; save it with 8 or 16 bits")
     return image

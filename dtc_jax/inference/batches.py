@@ -24,6 +24,9 @@ _AXIS = "batch"
 def choose_batch(images: int, batch_size: int | None, devices: Sequence[jax.Device]) -> tuple[int, list[jax.Device]]:
     """How many images to sample at once, and on which devices.
 
+    What is asked for decides where there are so many images. Fewer go into the next power of two, as do the devices
+    that have none: batches are filled up, and a request of one image more is not compiled for anew.
+
     Args:
         images: how many there are to sample.
         batch_size: images at once on all devices together; None takes `IMAGES_PER_ACCELERATOR` for each, 1 on CPUs.
@@ -31,13 +34,19 @@ def choose_batch(images: int, batch_size: int | None, devices: Sequence[jax.Devi
 
     Returns:
         A multiple of the number of devices that work, at least `batch_size` (where there are so many images); and
-        those devices: no more than there are images in a batch.
+        those devices.
     """
     if batch_size is None:
         batch_size = len(devices) * (1 if devices[0].platform == "cpu" else IMAGES_PER_ACCELERATOR)
     wanted = max(1, min(batch_size, images))
-    working = list(devices[: min(wanted, len(devices))])
-    return -(-wanted // len(working)) * len(working), working
+    working = list(devices[: min(_bucket(wanted), batch_size)])
+    most = -(-batch_size // len(working))
+    return min(_bucket(-(-wanted // len(working))), most) * len(working), working
+
+
+def _bucket(count: int) -> int:
+    """The next power of two."""
+    return 1 << (count - 1).bit_length()
 
 
 def replicate(params: Mapping[str, Any], devices: Sequence[jax.Device]) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from dtc_jax.inference import stages
@@ -103,7 +104,8 @@ def generate_with_previews(
 def image_keys(seed: int, count: int, first: int = 0) -> Key[Array, " count"]:
     """The keys of images `first` .. `first + count - 1` of a seed: image i is the same however many are made."""
     key = jax.random.key(seed)
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(first, first + count, dtype=jnp.uint32))
+    # numpy's range: JAX's would be compiled for every kind of start.
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, np.arange(first, first + count, dtype=np.uint32))
 
 
 def _condition(

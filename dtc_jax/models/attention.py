@@ -3,7 +3,8 @@
 Plain attention over the 4096 places of 64x64 latents makes a table of 16 million scores per head and sample, and keeps
 it for the gradient. Long sequences therefore have a gradient of their own, which keeps the inputs and the output alone
 (as in FlashAttention, Dao et al., 2022, arXiv:2205.14135). On CPUs they also go block by block, where the scores stay
-in the cache; accelerators take the plain product, which is one large operation for them.
+in the cache; accelerators take the plain product, which is one large operation for them, or a fused kernel if they are
+told to.
 """
 
 from __future__ import annotations
@@ -16,13 +17,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from dtc_jax.models.flash_attention import flash_attention, flash_gradient
+
 CUDNN = os.environ.get("DTC_JAX_ATTENTION") == "cudnn"
 """Whether NVIDIA GPUs take cuDNN's fused kernel in half precision. Off unless the environment says so, because it has
 only been lowered and not run yet."""
+FLASH = os.environ.get("DTC_JAX_ATTENTION") == "flash"
+"""Whether TPUs take the flash kernel for long sequences. Off unless the environment says so: it has been lowered, and
+simulated on a CPU, but not run on a TPU yet."""
 CUDNN_WIDTH = 128
 """Channels of a head, at most, on every GPU that has the kernel."""
 LONG_SCORES = 2**22
 """Scores per head and sample (queries x keys) from which a sequence is long."""
+FLASH_SCORES = 2**20
+"""The same with `FLASH`: at full size also 1024 places, and 4096 with the reference's 257 tokens. Below, filling up to
+the kernel's blocks is much of the work, and the table is small."""
 BLOCK = 512
 """Queries of one block, at most."""
 
@@ -37,7 +46,8 @@ def attention(
 
     Queries see only keys where `mask` is true; every query must see one.
     """
-    ours = long_attention if query.shape[1] * key.shape[1] >= LONG_SCORES else plain_attention
+    longest = FLASH_SCORES if FLASH else LONG_SCORES
+    ours = long_attention if query.shape[1] * key.shape[1] >= longest else plain_attention
     if mask is not None:
         return plain_attention(query, key, value, mask)
     if CUDNN and query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] <= CUDNN_WIDTH:
@@ -94,8 +104,12 @@ def _forward(query: Array, key: Array, value: Array) -> tuple[Array, Residuals]:
         # The logarithms are the blocks' business; both branches must return the same shapes.
         return plain_attention(query, key, value), jnp.zeros(_logarithms_shape(query), jnp.float32)
 
+    def flash(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
+        return flash_attention(query, key, value), jnp.zeros(_logarithms_shape(query), jnp.float32)
+
     # By the platform that is compiled for, which need not be the one that this process runs on.
-    output, logarithms = jax.lax.platform_dependent(query, key, value, cpu=blockwise_attention, default=plain)
+    kernels = {"cpu": blockwise_attention, **({"tpu": flash} if FLASH else {})}
+    output, logarithms = jax.lax.platform_dependent(query, key, value, **kernels, default=plain)
     return output, (query, key, value, output, logarithms)
 
 
@@ -105,7 +119,13 @@ def _backward(residuals: Residuals, gradient: Array) -> tuple[Array, Array, Arra
     ) -> tuple[Array, ...]:
         return jax.vjp(plain_attention, query, key, value)[1](gradient)
 
-    queries, keys, values = jax.lax.platform_dependent(*residuals, gradient, cpu=blockwise_gradient, default=plain)
+    def flash(
+        query: Array, key: Array, value: Array, output: Array, logarithms: Array, gradient: Array
+    ) -> tuple[Array, ...]:
+        return flash_gradient(query, key, value, gradient)
+
+    kernels = {"cpu": blockwise_gradient, **({"tpu": flash} if FLASH else {})}
+    queries, keys, values = jax.lax.platform_dependent(*residuals, gradient, **kernels, default=plain)
     return queries, keys, values
 
 

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +24,7 @@ from dtc_jax.inference.command import main
 from dtc_jax.inference.jobs import process_share
 from dtc_jax.inference.pipeline import Pipeline
 from dtc_jax.inference.results import ResultsLog, read_results
+from tests.inference.compilations import compilations
 from tests.inference.pictures import entry, pixels, write_manifest, write_pictures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -210,13 +213,51 @@ def test_batches_of_several_devices(pipeline: Pipeline) -> None:
     assert min(np.abs(alone[i] - alone[j]).max() for i in range(9) for j in range(i)) > 1e-2
 
 
+def test_manifests_of_any_length_and_photos_of_any_size(
+    tmp_path: Path, model_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second is longer, by another last batch, and has another photo; nothing is compiled for it."""
+    counts = []
+    for cases in (9, 10):
+        folder = tmp_path / str(cases)
+        folder.mkdir()
+        write_pictures(folder, scenes=2)
+        Image.new("RGB", (70, 9 + cases), (90, 20, cases)).save(folder / "scene-1.png")
+        lines = [entry(str(number), seed=number) for number in range(cases - 1)]
+        last = {"id": "last", "scene": "scene-1.png", "reference": "products/0.png", "box": [2, 3, 60, 9]}
+        write_manifest(folder, *lines, last)
+        flags = ["--manifest", str(folder / "cases.jsonl"), "--output-dir", str(folder / "out")]
+        with compilations(caplog) as found:
+            assert main([*flags, "--checkpoint", str(model_folder), "--batch-size", "8"]) == 0
+        assert len(list((folder / "out").glob("*.png"))) == cases
+        counts.append(found)
+    assert counts[1] == []
+
+
 def test_choose_batch() -> None:
     devices = jax.local_devices()
     assert len(devices) == 8
-    for images, wanted, expected in [(100, None, (8, 8)), (3, None, (3, 3)), (100, 1, (1, 1)), (100, 12, (16, 8))]:
+    for images, wanted, expected in [
+        (100, None, (8, 8)),
+        (100, 1, (1, 1)),
+        (100, 3, (3, 3)),
+        (100, 12, (16, 8)),
+        (9, 24, (16, 8)),
+        (17, 24, (24, 8)),
+        (3, None, (4, 4)),
+        (5, None, (8, 8)),
+        (3, 3, (3, 3)),
+    ]:
         size, working = choose_batch(images, wanted, devices)
-        assert (size, len(working)) == expected
+        assert (size, len(working)) == expected, (images, wanted)
     assert choose_batch(0, None, devices[:1]) == (1, devices[:1])
+
+
+def test_few_images_on_an_accelerator_make_few_programs() -> None:
+    accelerator: Any = SimpleNamespace(platform="gpu")
+    sizes = [choose_batch(images, None, [accelerator])[0] for images in range(1, 9)]
+    assert sizes == [1, 2, 4, 4, 4, 4, 4, 4]
+    assert [choose_batch(images, 6, [accelerator])[0] for images in range(1, 9)] == [1, 2, 4, 4, 6, 6, 6, 6]
 
 
 def test_bad_numbers_of_a_batch(pipeline: Pipeline) -> None:

@@ -106,6 +106,8 @@ def plain(params: dict, inputs: dict[str, Any], images: int, time: str, guidance
         ("timestep", "tokens", 2, 2, "film"),
         ("timestep", "both", 1, 1, "film"),
         ("fixed", "tokens", 1, 4, "film"),
+        ("fixed", "both", 1, 4, "film"),
+        ("timestep", "none", 1, 2, "film"),
         ("timestep", "both", 2, 2, "cross_attention"),
         pytest.param("timestep", "both", 2, 2, "addition", marks=pytest.mark.slow),
     ],

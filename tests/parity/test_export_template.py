@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,26 +29,15 @@ from dtc_jax.diffusion import (
     sample,
 )
 from dtc_jax.inference.prepare import prepare
-from dtc_jax.weights.export_pytorch.networks import PIPELINE_FILES, scheduler_config
-
-TEMPLATE = Path(__file__).resolve().parents[2] / "dtc_jax" / "weights" / "export_pytorch" / "template"
-
-
-@pytest.fixture(scope="module")
-def template() -> ModuleType:
-    """The template folder as a package."""
-    package = ModuleType("exported_template")
-    package.__path__ = [str(TEMPLATE)]
-    sys.modules["exported_template"] = package
-    for name in ("dtc_images", "dtc_preprocessing", "dtc_sampler"):
-        setattr(package, name, importlib.import_module(f"exported_template.{name}"))
-    return package
+from dtc_jax.weights.export_pytorch.code_files import PIPELINE_FILES
+from dtc_jax.weights.export_pytorch.networks import scheduler_config
 
 
-def test_pipeline_imports_every_file_beside_it() -> None:
+def test_pipeline_imports_every_file_beside_it(template: ModuleType) -> None:
     """diffusers copies what pipeline.py itself imports into its cache of modules, and nothing that those import."""
-    imported = dynamic_modules_utils.get_relative_imports(TEMPLATE / "pipeline.py")
-    assert sorted(imported) == sorted(path.stem for path in TEMPLATE.glob("dtc_*.py"))
+    (folder,) = (Path(path) for path in template.__path__)
+    imported = dynamic_modules_utils.get_relative_imports(folder / "pipeline.py")
+    assert sorted(imported) == sorted(path.stem for path in folder.glob("dtc_*.py"))
     assert {"pipeline.py", *(f"{name}.py" for name in imported)} == set(PIPELINE_FILES)
 
 

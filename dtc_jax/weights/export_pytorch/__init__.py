@@ -3,7 +3,7 @@
     export_pipeline(open_checkpoint(path), folder)
     open_exported(folder)                         # the way back, exact to the bit
 
-The folder brings its own code (`template/`, which needs torch, diffusers and transformers and nothing of ours); U-Net,
+The folder brings its own code (`code_files`), which needs torch, diffusers and transformers and nothing of ours; U-Net,
 autoencoder and image encoder are plain diffusers and transformers models.
 """
 

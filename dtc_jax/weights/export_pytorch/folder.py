@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +18,8 @@ from dtc_jax.models.dinov2 import interpolate_positions
 from dtc_jax.weights.checkpoint_source import FLAX, Checkpoint
 from dtc_jax.weights.dinov2 import POSITIONS
 from dtc_jax.weights.export_pytorch.card import model_card
+from dtc_jax.weights.export_pytorch.code_files import PIPELINE_FILES, copy_code
 from dtc_jax.weights.export_pytorch.networks import (
-    PIPELINE_FILES,
     ExportedNetwork,
     exported_encoder,
     exported_networks,
@@ -129,7 +127,7 @@ def export_pipeline(
         _write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(config.diffusion, config.sampling))
         _write_json(folder / "model_index.json", model_index(config, networks))
         for name in PIPELINE_FILES:
-            _copy_template(name, folder)
+            copy_code(name, folder)
         (folder / EXPERIMENT_FILE).write_text(config_to_json(config))
         if known:
             write_sources(folder, known)
@@ -169,17 +167,11 @@ def _write_network(
             config["dtype"] = np.dtype(dtype or tensors[0].dtype).name
         _write_json(folder / "config.json", config)
     if network.code is not None:
-        _copy_template(network.code, folder)
+        copy_code(network.code, folder)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def _copy_template(name: str, folder: Path) -> None:
-    template = importlib.resources.files("dtc_jax.weights.export_pytorch") / "template" / name
-    with importlib.resources.as_file(template) as path:
-        shutil.copyfile(path, folder / name)
 
 
 # ---------------------------------------------------------------------------------------------------------- reading

@@ -30,14 +30,6 @@ PIPELINE_CLASS = "DTCPipeline"
 """The pipeline's class, in pipeline.py."""
 
 PATCH_AUTOENCODER = Layout("Diffuse to Choose's PatchAutoencoder", rule_entries)
-PIPELINE_FILES = (
-    "pipeline.py",
-    "dtc_backdrop.py",
-    "dtc_images.py",
-    "dtc_preprocessing.py",
-    "dtc_resize.py",
-    "dtc_sampler.py",
-)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,29 +1,40 @@
-"""Pillow images (or paths) as uint8 arrays, as displayed.
+"""Pillow images (or paths, or uint8 arrays) as uint8 arrays, as displayed.
 
-EXIF orientation is applied. Palette, grey, alpha, CMYK and 16-bit images are read; 16-bit values lose their low byte. A
-scene's alpha is dropped, a mask's is composited on black, a reference's on white.
+EXIF orientation is applied. Palette, grey, alpha, CMYK, Lab and 16-bit images are read; 16-bit values lose their low
+byte. RGB values stay in their colour space; CMYK, Lab and grey ones become sRGB by their profile. A scene's alpha is
+dropped, a mask's is composited on black, a reference's on white.
 """
 
 from __future__ import annotations
 
-import io
+import warnings
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageOps
+
+from .dtc_metadata import Metadata, metadata_of
+from .dtc_modes import has_alpha, to_8_bit, to_srgb
 
 MASK_THRESHOLD = 128
 """Mask values of at least this, of 255, are inside."""
 
 
+def read_photo(source) -> tuple[np.ndarray, Metadata]:
+    """A scene as uint8 RGB [h, w, 3], with the profile and the EXIF that hold for a picture made of it, too."""
+    image = _open(source, "scene")
+    metadata = metadata_of(image)
+    return np.array(_converted(image, "scene").convert("RGB")), metadata
+
+
 def read_scene(source) -> np.ndarray:
     """A scene as uint8 RGB [h, w, 3]."""
-    return np.array(_open(source, "scene").convert("RGB"))
+    return read_photo(source)[0]
 
 
 def read_reference(source) -> np.ndarray:
     """A reference as uint8 RGB, or RGBA where some of it is transparent."""
-    image = _open(source, "reference")
-    if not _has_alpha(image):
+    image = _converted(_open(source, "reference"), "reference")
+    if not has_alpha(image):
         return np.array(image.convert("RGB"))
     array = np.array(image.convert("RGBA"))
     if not array[..., 3].any():
@@ -32,9 +43,17 @@ def read_reference(source) -> np.ndarray:
 
 
 def read_mask(source, size: tuple[int, int]) -> np.ndarray:
-    """A mask as uint8 {0, 1} [h, w], 1 = fill; `size` is the scene's (height, width)."""
-    image = _open(source, "mask")
-    if _has_alpha(image):
+    """A mask as uint8 {0, 1} [h, w], 1 = fill; `size` is the scene's (height, width).
+
+    Arrays may also be bool, floating-point in [0, 1] (at least 0.5 is inside), or integers that are all 0 or 1.
+    """
+    if isinstance(source, np.ndarray):
+        source = _mask_array(source)
+    image = _shifted(_open(source, "mask"), "mask")
+    if image.mode in ("CMYK", "LAB"):
+        image = to_srgb(image)
+    # A grey mask's profile is passed over: its values are no colours.
+    if has_alpha(image):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     grey = np.array(image.convert("L"))
@@ -66,31 +85,51 @@ def on_white(image: np.ndarray) -> np.ndarray:
 
 
 def _open(source, what: str) -> Image.Image:
-    """The decoded image with 8 bits per channel, oriented as displayed."""
+    """The decoded image, oriented as displayed."""
     if isinstance(source, np.ndarray):
-        source = Image.fromarray(source)
-    if not isinstance(source, Image.Image):
+        return _from_array(source, what)
+    with warnings.catch_warnings():
+        # A large photo is no reason for a warning; beyond twice that size Pillow refuses.
+        warnings.simplefilter("ignore")
+        if isinstance(source, Image.Image):
+            return _oriented(source)
         with Image.open(source) as file:
             file.load()
-            return _to_8_bit(ImageOps.exif_transpose(file), what)
-    return _to_8_bit(ImageOps.exif_transpose(source), what)
+            return _oriented(file)
 
 
-def _has_alpha(image: Image.Image) -> bool:
-    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+def _oriented(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    # A damaged EXIF block turns nothing, in a viewer neither.
+    except Exception:
+        image.load()
+        return image.copy()
 
 
-def _to_8_bit(image: Image.Image, what: str) -> Image.Image:
-    if image.mode.startswith("I"):
-        values = np.array(image).astype(np.int64) >> 8
-        return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError(f"{what}: floating-point images have no set range; save it with 8 or 16 bits")
-    profile = image.info.get("icc_profile")
-    if image.mode == "CMYK" and profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
-        except (ImageCms.PyCMSError, OSError):
-            return image
-    return image
+def _from_array(array: np.ndarray, what: str) -> Image.Image:
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))):
+        raise ValueError(f"{what}: needs uint8 [h, w] or [h, w, 1 | 3 | 4], not {array.dtype} {list(array.shape)}")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _mask_array(array: np.ndarray) -> np.ndarray:
+    """Bool, [0, 1] and {0, 1} arrays as uint8 0..255."""
+    if array.dtype.kind == "f":
+        return (array >= 0.5).astype(np.uint8) * 255
+    if array.dtype == bool or (array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 1):
+        return array.astype(np.uint8) * 255
+    return array
+
+
+def _shifted(image: Image.Image, what: str) -> Image.Image:
+    try:
+        return to_8_bit(image)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
+
+
+def _converted(image: Image.Image, what: str) -> Image.Image:
+    return to_srgb(_shifted(image, what))

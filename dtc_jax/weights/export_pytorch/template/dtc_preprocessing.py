@@ -16,6 +16,7 @@ from PIL import Image
 
 from .dtc_backdrop import whiten_backdrop
 from .dtc_images import on_white
+from .dtc_metadata import NO_METADATA, Metadata
 from .dtc_resize import edge_distance, resize_area, resize_cubic, resize_nearest
 
 DEFAULT_CONTEXT = 0.65
@@ -59,6 +60,7 @@ class Prepared:
     photo: np.ndarray
     photo_mask: np.ndarray
     window: Window
+    metadata: Metadata = NO_METADATA
 
 
 def prepare(photo, mask, reference, *, size, reference_size, fit, region, trim, context) -> Prepared:

@@ -6,6 +6,8 @@ image = pipe(scene, mask, reference).images[0]
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput
@@ -14,7 +16,9 @@ from PIL import Image
 
 # diffusers copies the files that are named here, but not those that these name: all are listed.
 from .dtc_backdrop import whiten_backdrop  # noqa: F401
-from .dtc_images import read_box, read_mask, read_reference, read_scene
+from .dtc_images import read_box, read_mask, read_photo, read_reference
+from .dtc_metadata import Metadata
+from .dtc_modes import to_srgb  # noqa: F401
 from .dtc_preprocessing import DEFAULT_CONTEXT, Prepared, prepare, put_back
 from .dtc_resize import resize_area  # noqa: F401
 from .dtc_sampler import DDIMSteps, guide, is_guided, modulated
@@ -122,7 +126,9 @@ class DTCPipeline(DiffusionPipeline):
                 [0, 1], before it is put back.
 
         Returns:
-            `images`: each of the scene's size and equal to it outside the mask.
+            `images`: each of the scene's size and equal to it outside the mask. Pillow images have the scene's ICC
+            profile (if it is one of RGB values) and its EXIF, turned upright, in `info`. Pillow writes EXIF when it is
+            told to: `image.save("result.png", exif=image.info.get("exif"))`.
         """
         prepared = self.prepare(scene, mask, reference, box=box, context=context)
         windows = self.generate(
@@ -138,15 +144,17 @@ class DTCPipeline(DiffusionPipeline):
         if output_type == "window":
             return ImagePipelineOutput(images=windows)
         results = [put_back(prepared, window, feather) for window in windows]
-        return ImagePipelineOutput(images=results if output_type == "np" else [Image.fromarray(r) for r in results])
+        if output_type == "pil":
+            results = [to_pil(result, prepared.metadata) for result in results]
+        return ImagePipelineOutput(images=results)
 
     def prepare(self, scene, mask, reference, *, box=None, context: float = DEFAULT_CONTEXT) -> Prepared:
         """Read the images, cut the window, stitch the hint, frame the reference."""
-        photo = read_scene(scene)
+        photo, metadata = read_photo(scene)
         if (mask is None) == (box is None):
             raise ValueError("mask and box: give one of the two")
         region = read_box(box, photo.shape[:2]) if mask is None else read_mask(mask, photo.shape[:2])
-        return prepare(
+        prepared = prepare(
             photo,
             region,
             read_reference(reference),
@@ -157,6 +165,7 @@ class DTCPipeline(DiffusionPipeline):
             trim=self.config.hint_trim,
             context=context,
         )
+        return replace(prepared, metadata=metadata)
 
     def generate(
         self, prepared, *, num_images, num_inference_steps, guidance_scale, unconditional, generator=None, latents=None
@@ -245,3 +254,11 @@ class DTCPipeline(DiffusionPipeline):
 def _to_tensor(image: np.ndarray, device: torch.device) -> torch.Tensor:
     """uint8 [h, w, c] as float32 [1, c, h, w]."""
     return torch.from_numpy(image.copy()).to(device).float().permute(2, 0, 1)[None]
+
+
+def to_pil(result: np.ndarray, metadata: Metadata) -> Image.Image:
+    """A Pillow image that has the metadata in `info`."""
+    image = Image.fromarray(result)
+    known = {"icc_profile": metadata.icc_profile, "exif": metadata.exif}
+    image.info.update({name: value for name, value in known.items() if value is not None})
+    return image
