@@ -56,7 +56,7 @@ def lead(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], figure: str = "har
 
     Returns:
         `over_seeds` of the differences, `spread` (the larger range over the seeds of the two rows), and `holds`: the
-        mean difference is at least `REQUIRED_LEAD` and larger than the spread.
+        mean difference is at least `REQUIRED_LEAD` and larger than the spread, which takes several seeds.
     """
     if DIFFUSE_TO_CHOOSE not in rows or BEST_PAINT_BY_EXAMPLE not in rows:
         return None
@@ -64,7 +64,7 @@ def lead(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], figure: str = "har
     differences = over_seeds([a - b for a, b in zip(ours["seeds"], other["seeds"], strict=True)])
     spread = max(one["high"] - one["low"] for one in (ours, other))
     holds = differences["mean"] >= REQUIRED_LEAD and differences["mean"] > spread
-    return {"figure": figure, **differences, "spread": spread, "holds": holds}
+    return {"figure": figure, **differences, "spread": spread, "holds": holds and len(ours["seeds"]) > 1}
 
 
 def rows_table(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
@@ -86,6 +86,11 @@ def _cell(figure: Mapping[str, Any], digits: int) -> str:
 def lead_line(ahead: Mapping[str, Any]) -> str:
     """The claim in a sentence."""
     seeds = ", ".join(f"{value:+.3f}" for value in ahead["seeds"])
+    if len(ahead["seeds"]) == 1:
+        return (
+            f"Diffuse to Choose minus the best Paint by Example, hard retrieval: {seeds}. Of one seed: how much seeds "
+            "differ, and so whether this holds, is not known."
+        )
     return (
         f"Diffuse to Choose minus the best Paint by Example, hard retrieval: {ahead['mean']:+.3f} (seeds: {seeds}); "
         f"largest range over the seeds of either: {ahead['spread']:.3f}. A lead of {REQUIRED_LEAD} that is more than "

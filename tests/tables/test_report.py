@@ -46,6 +46,13 @@ def test_lead_must_be_large_and_more_than_the_spread(
     assert lead_line(ahead).endswith("yes." if holds else "NO.")
 
 
+def test_one_seed_shows_no_lead() -> None:
+    single = {row: names[:1] for row, names in RUNS.items()}
+    ahead = lead(make_rows(figures((0.9, 0.9), (0.1, 0.1)), single))
+    assert ahead is not None and ahead["mean"] == pytest.approx(0.8) and not ahead["holds"]
+    assert "+0.800. Of one seed: " in lead_line(ahead)
+
+
 def test_no_lead_without_both_rows() -> None:
     own = figures((0.5, 0.7), (0.1, 0.2))
     assert lead(make_rows(own, {"tiny": RUNS["tiny"]})) is None
