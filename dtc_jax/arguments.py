@@ -20,6 +20,11 @@ class UsageError(ValueError):
     """A command line that cannot be understood; the message is one line."""
 
 
+def printable(error: BaseException) -> str:
+    """An error's message in one line that a terminal shows as it is: what is not printable is escaped, as in a repr."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(error))
+
+
 def reports_errors(*kinds: type[Exception]) -> Callable[[Callable[Parameters, int]], Callable[Parameters, int]]:
     """For a command's `main`: errors of use end it with exit code 2 and one line on the standard error output.
 
@@ -37,7 +42,7 @@ def reports_errors(*kinds: type[Exception]) -> Callable[[Callable[Parameters, in
             try:
                 return main(*args, **options)
             except errors_of_use as error:
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {printable(error)}", file=sys.stderr)
                 return 2
             except KeyboardInterrupt:
                 print("interrupted", file=sys.stderr)

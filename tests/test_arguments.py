@@ -20,6 +20,7 @@ def test_errors_of_use_end_a_command_with_one_line(capsys: pytest.CaptureFixture
     for error, code, line in (
         (UsageError("--steps is missing"), 2, "error: --steps is missing\n"),
         (FileNotFoundError("mask.png: no such file"), 2, "error: mask.png: no such file\n"),
+        (UsageError("a\nb \x1b[31m c"), 2, "error: a\\nb \\x1b[31m c\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ):
         assert main(0, error=error) == code

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import signal
 import sys
 import tempfile
@@ -27,7 +28,7 @@ import ml_dtypes
 import numpy as np
 import tyro
 
-from dtc_jax.arguments import UsageError, parse_arguments
+from dtc_jax.arguments import UsageError, parse_arguments, printable
 from dtc_jax.config import CLIPVisionConfig, ConfigError, HintConfig, ModelConfig, ReferenceConfig
 from dtc_jax.weights.checkpoint_source import Checkpoint, open_checkpoint
 from dtc_jax.weights.export_pytorch import export_pipeline
@@ -167,6 +168,10 @@ def _terminable() -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 1 beyond a tolerance, 2 after an error of use."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        # Names in files may hold what a terminal's encoding does not.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return 0 if words else 2
@@ -179,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _terminable():
             return run(parse_arguments(kind, words[1:], f"{PROGRAM} {words[0]}"))
     except (UsageError, WeightsError, ModelFolderError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     except OSError as error:  # a name that the file system cannot have, a file that goes away meanwhile
         print(f"error: {str(error.filename or PROGRAM)[:200]}: {error.strerror or error}", file=sys.stderr)

@@ -27,7 +27,7 @@ from dtc_jax.config import (
 )
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights.diffuse_to_choose import with_more_inputs
-from dtc_jax.weights.export_pytorch import is_exported_folder, open_exported
+from dtc_jax.weights.export_pytorch import is_exported_folder, lost_of_export, open_exported
 from dtc_jax.weights.layouts import flax_shapes
 from dtc_jax.weights.mapping import import_tensors
 from dtc_jax.weights.model_folder import CONFIG_FILE
@@ -140,6 +140,9 @@ def start_from(parts: Parts, image_size: int | None = None, seed: int = 0) -> St
         if image_size is not None:
             raise WeightsError(f"{parts.base}: was exported for an image size of its own; leave --image-size out")
         return _from_exported(parts)
+    lost = lost_of_export(parts.base)
+    if lost is not None:
+        raise WeightsError(f"{parts.base}: has parts of an exported model, but no {lost}; export it again")
     base = base_networks(parts.base, parts.variant)
     unet = starting_unet(base, parts.ema, parts.base)
     found = {

@@ -91,6 +91,17 @@ def test_an_exported_base_ignores_no_flag(tmp_path: Path, capsys: pytest.Capture
         assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("name", ["dtc_jax.json", "model_index.json"])
+def test_an_export_that_lost_its_description_is_no_plain_stable_diffusion(name: str, tmp_path: Path) -> None:
+    """Its trained parts would be left out without a word."""
+    config = ExperimentConfig(model=presets.test())
+    folder = save_model_folder(tmp_path / "model", config, random_tree(DiffuseToChoose(config.model).shapes()))
+    exported = export_pipeline(open_checkpoint(folder), tmp_path / "exported")
+    (exported / name).unlink()
+    with pytest.raises(WeightsError, match=f"exported: has parts of an exported model, but no {name}"):
+        start_from(Parts(base=exported))
+
+
 def test_what_a_file_holds_too_much(tmp_path: Path, features: dict[str, Path]) -> None:
     file, params = stable_diffusion_file()
     average = moving_average(unet.LDM, params) | {"model_ema.diffusion_modelstrange": np.zeros(3, np.float32)}

@@ -201,6 +201,14 @@ def is_exported_folder(folder: Path) -> bool:
     return (folder / EXPERIMENT_FILE).is_file() and (folder / "model_index.json").is_file()
 
 
+def lost_of_export(folder: Path) -> str | None:
+    """Of a folder with parts that an export alone has: the file without which it cannot be read as one, if gone."""
+    own = ("fusion", "hint_adapter", "hint_encoder", "null_tokens", "reference_projection")
+    if not any((folder / name).is_dir() for name in own):
+        return None
+    return next((name for name in (EXPERIMENT_FILE, "model_index.json") if not (folder / name).is_file()), None)
+
+
 def open_exported(folder: Path) -> Exported:
     """What `export_pipeline` wrote, or what somebody trained on and saved in its place.
 
