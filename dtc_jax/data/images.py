@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 
 from dtc_jax.data.locations import LocationError, is_remote, read_bytes
 from dtc_jax.data.metadata import NO_METADATA, Metadata, metadata_of
-from dtc_jax.data.modes import has_alpha, to_8_bit, to_srgb
+from dtc_jax.data.modes import has_alpha, mask_array, to_8_bit, to_srgb
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
 """A path or URI, a Pillow image, or a uint8 array [h, w] or [h, w, 1 | 3 | 4]."""
@@ -110,7 +110,7 @@ def read_mask(source: ImageLike, size: tuple[int, int] | None = None) -> UInt8[n
 def read_mask_levels(source: ImageLike) -> UInt8[np.ndarray, "h w"]:
     """A mask before the threshold: 0 to 255, alpha composited on black. See `read_mask`."""
     if isinstance(source, np.ndarray):
-        source = _mask_array(source)
+        source = mask_array(source)
     image = _shifted(_open(source, "mask"), "mask")
     if image.mode in ("CMYK", "LAB"):
         image = to_srgb(image)
@@ -288,15 +288,6 @@ def _from_array(array: np.ndarray, what: str) -> Image.Image:
     if array.size == 0:
         raise InputError(f"{what} (array): has no pixels: {list(array.shape)}")
     return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _mask_array(array: np.ndarray) -> np.ndarray:
-    """Bool, [0, 1] and {0, 1} arrays as uint8 0..255."""
-    if array.dtype.kind == "f":
-        return (array >= 0.5).astype(np.uint8) * 255
-    if array.dtype == bool or (array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 1):
-        return array.astype(np.uint8) * 255
-    return array
 
 
 def _shifted(image: Image.Image, what: str) -> Image.Image:

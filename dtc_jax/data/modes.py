@@ -65,3 +65,12 @@ def _converted(image: Image.Image, profile: ImageCms.core.CmsProfile | ImageCms.
         converted.putalpha(image.getchannel("A"))
     converted.info.pop("icc_profile", None)  # it is not the one of these values
     return converted
+
+
+def mask_array(array: np.ndarray) -> np.ndarray:
+    """Bool, [0, 1] and {0, 1} arrays as uint8 0..255."""
+    if array.dtype.kind == "f":
+        return (array >= 0.5).astype(np.uint8) * 255
+    if array.dtype == bool or (array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 1):
+        return array.astype(np.uint8) * 255
+    return array

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -118,6 +116,6 @@ def test_a_training_that_fails_gives_its_code(
 ) -> None:
     monkeypatch.setattr(Run, "words", property(lambda run: ["-c", "raise SystemExit(143)"]))
     assert main(["quick", "--output-dir", str(tmp_path)]) == 143
-    error: Any = capsys.readouterr().err
+    error = capsys.readouterr().err
     assert error.startswith("error: ") and error.rstrip().endswith("ended with exit code 143")
-    assert sys.executable and not (tmp_path / "table.json").exists()
+    assert not (tmp_path / "table.json").exists()

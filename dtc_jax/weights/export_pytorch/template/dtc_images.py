@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .dtc_metadata import Metadata, metadata_of
-from .dtc_modes import has_alpha, to_8_bit, to_srgb
+from .dtc_modes import has_alpha, mask_array, to_8_bit, to_srgb
 
 MASK_THRESHOLD = 128
 """Mask values of at least this, of 255, are inside."""
@@ -48,7 +48,7 @@ def read_mask(source, size: tuple[int, int]) -> np.ndarray:
     Arrays may also be bool, floating-point in [0, 1] (at least 0.5 is inside), or integers that are all 0 or 1.
     """
     if isinstance(source, np.ndarray):
-        source = _mask_array(source)
+        source = mask_array(source)
     image = _shifted(_open(source, "mask"), "mask")
     if image.mode in ("CMYK", "LAB"):
         image = to_srgb(image)
@@ -113,15 +113,6 @@ def _from_array(array: np.ndarray, what: str) -> Image.Image:
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))):
         raise ValueError(f"{what}: needs uint8 [h, w] or [h, w, 1 | 3 | 4], not {array.dtype} {list(array.shape)}")
     return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _mask_array(array: np.ndarray) -> np.ndarray:
-    """Bool, [0, 1] and {0, 1} arrays as uint8 0..255."""
-    if array.dtype.kind == "f":
-        return (array >= 0.5).astype(np.uint8) * 255
-    if array.dtype == bool or (array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 1):
-        return array.astype(np.uint8) * 255
-    return array
 
 
 def _shifted(image: Image.Image, what: str) -> Image.Image:
