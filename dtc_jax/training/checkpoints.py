@@ -24,6 +24,7 @@ from orbax.checkpoint import checkpoint_utils, type_handlers
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from dtc_jax.config import ConfigError, ExperimentConfig
+from dtc_jax.training.files import remove_unfinished
 from dtc_jax.training.position import check_position, data_position
 from dtc_jax.training.step import TrainState
 
@@ -75,9 +76,11 @@ class Checkpoints:
             "data": ocp.JsonCheckpointHandler(),
         }
         self._keep_best, self._failed = keep_best, False
-        self._manager = ocp.CheckpointManager(
-            (run_dir / "checkpoints").absolute(), options=options, item_handlers=handlers
-        )
+        folder = (run_dir / "checkpoints").absolute()
+        if jax.process_index() == 0:
+            # Orbax would, too, but its removal fails where a thread of an earlier run in this process still writes.
+            remove_unfinished(folder, attempts=20)
+        self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
     def steps(self) -> list[int]:
         """The complete steps, the oldest first."""
@@ -142,21 +145,16 @@ class Checkpoints:
             raise self._not_written(error) from error
         finally:
             self._manager.close()
-            if self._failed:
-                self._remove_unfinished()
-
-    def _remove_unfinished(self) -> None:
-        """Give back the room that half a checkpoint takes; the next start would, too."""
-        if jax.process_index() == 0:
-            for unfinished in Path(self._manager.directory).glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+            if self._failed and jax.process_index() == 0:
+                remove_unfinished(Path(self._manager.directory), attempts=20)
 
     def _not_written(self, error: Exception) -> CheckpointError:
         """One line for whatever went wrong."""
         folder = Path(self._manager.directory)
         # Other files of it may still be on their way to the disk: once more when all is closed.
         self._failed = True
-        self._remove_unfinished()
+        if jax.process_index() == 0:
+            remove_unfinished(folder)
         complete = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
         remains = f"step {max(complete)} is the newest that is complete" if complete else "there is none yet"
         return CheckpointError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,3 +34,20 @@ def write_text(path: Path, text: str) -> None:
     """
     with written_beside(path) as scratch:
         scratch.write_text(text)
+
+
+def remove_unfinished(folder: Path, attempts: int = 1) -> None:
+    """Remove what half-written checkpoints left in a folder, which has their whole size.
+
+    Args:
+        folder: Of Orbax's checkpoints.
+        attempts: How often to try, a tenth of a second apart: threads of a save that failed may still write there.
+    """
+    for attempt in range(attempts):
+        unfinished = list(folder.glob("*.orbax-checkpoint-tmp*"))
+        if not unfinished:
+            return
+        if attempt:
+            time.sleep(0.1)
+        for path in unfinished:
+            shutil.rmtree(path, ignore_errors=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 
 from dtc_jax.config import ConfigError, DataConfig, ExperimentConfig, OptimizerConfig, TrainingConfig
 from dtc_jax.training.checkpoints import CheckpointError, Checkpoints, abstract_state, reason
+from dtc_jax.training.files import remove_unfinished
 from dtc_jax.training.optimizer import make_optimizer
 from dtc_jax.training.sharding import make_mesh, tree_sharding
 from dtc_jax.training.step import TrainState, init_state
@@ -274,3 +277,24 @@ def test_the_system_s_reason_in_whatever_order_the_library_tells_it(details: tup
     first, second = details
     error = ValueError(f"OUT_OF_RANGE: Failed to write 54564 bytes to file 20: words of its own [{first}] [{second}]")
     assert reason(error) == os.strerror(28)
+
+
+def test_what_a_failed_save_still_writes_is_removed(tmp_path: Path) -> None:
+    """Its threads go on for a while; a run that starts meanwhile in the same process saves all the same."""
+    unfinished = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp" / "state"
+    unfinished.mkdir(parents=True)
+
+    def write() -> None:
+        for number in range(1000):
+            with contextlib.suppress(FileNotFoundError):
+                (unfinished / str(number)).write_bytes(b"x")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    remove_unfinished(tmp_path / "checkpoints", attempts=20)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    writer.join()
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(make_state(), CONFIG, 4)
+    checkpoints.close()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
