@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
-import os
+import io
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 import tomllib
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -47,13 +49,30 @@ COMMANDS = [(page, command) for page in PAGES for command in commands(page)]
 
 @functools.cache
 def help_text(program: tuple[str, ...]) -> str:
-    """What a Python program prints for --help."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, *program, "--help"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, f"{program} --help: {result.stdout}{result.stderr}"
-    return result.stdout
+    """What a Python program prints for --help; in this process, which has imported most of it already."""
+    kind, *arguments = program
+    printed, failed = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(failed):
+        patch.setenv("COLUMNS", "200")
+        patch.chdir(ROOT)
+        # The folder of a script, and for -m the current one.
+        patch.syspath_prepend(str(ROOT))
+        with pytest.raises(SystemExit) as ended:
+            if kind == "-m":
+                module, *rest = arguments
+                patch.setattr(sys, "argv", [module, *rest, "--help"])
+                with warnings.catch_warnings():
+                    # That the module has been imported before.
+                    warnings.simplefilter("ignore", RuntimeWarning)
+                    runpy.run_module(module, run_name="__main__", alter_sys=True)
+            elif kind == "-c":
+                patch.setattr(sys, "argv", ["-c", "--help"])
+                exec(arguments[0], {"__name__": "__main__"})
+            else:
+                patch.setattr(sys, "argv", [kind, *arguments, "--help"])
+                runpy.run_path(str(ROOT / kind), run_name="__main__")
+    assert not ended.value.code, f"{program} --help: {printed.getvalue()}{failed.getvalue()}"
+    return printed.getvalue()
 
 
 def check_flags(program: tuple[str, ...], arguments: list[str]) -> None:

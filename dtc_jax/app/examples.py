@@ -8,6 +8,7 @@ writes them again. The products have held-out ids: no model of this project was 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8, UInt32
 
+from dtc_jax.arguments import parse_arguments, reports_errors
 from dtc_jax.data.images import InputError, on_white, read_reference, read_scene, write_image
 from dtc_jax.data.masks import bounding_box
 from dtc_jax.data.procedural import (
@@ -143,9 +145,12 @@ def write_examples(folder: Path = FOLDER) -> list[Path]:
     """Write every room and product.
 
     Raises:
-        InputError: a file that cannot be written.
+        InputError: a file or the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"folder {folder}: cannot be made ({error.strerror})") from None
     written = []
     for names, kind, render in ((ROOMS, "room", render_room), (PRODUCTS, "product", render_product)):
         for name, number in names.items():
@@ -155,9 +160,24 @@ def write_examples(folder: Path = FOLDER) -> list[Path]:
     return written
 
 
-if __name__ == "__main__":
+@dataclass(frozen=True, kw_only=True)
+class ExamplesArguments:
+    """Write the rooms and products of the page's examples again, which come with the package."""
+
+    folder: Path = FOLDER
+    """Where; made if absent."""
+
+
+@reports_errors(InputError)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0, or 2 after an error of use."""
+    arguments = parse_arguments(
+        ExamplesArguments, sys.argv[1:] if argv is None else argv, "python -m dtc_jax.app.examples"
+    )
     enable_compilation_cache()
-    try:
-        print(f"{len(write_examples())} images: {FOLDER}")
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    print(f"{len(write_examples(arguments.folder))} images: {arguments.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from PIL import Image
@@ -19,9 +19,19 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dtc_jax.training.files import write_text
-from dtc_jax.training.tensorboard import TensorBoard
+
+if TYPE_CHECKING:
+    from dtc_jax.training.tensorboard import TensorBoard
 
 logger = logging.getLogger("dtc_jax.train")
+
+
+def open_tensorboard(run_dir: Path, start_step: int) -> TensorBoard:
+    """The run's event file."""
+    # Here, because its library imports PyTorch where that is installed, which takes seconds.
+    from dtc_jax.training.tensorboard import TensorBoard
+
+    return TensorBoard(run_dir / "tensorboard", start_step)
 
 
 class Progress:
@@ -55,7 +65,7 @@ class Progress:
         self._held: tuple[int, Mapping[str, Any]] | None = None
         if write:
             keep_lines(self._path, start_step)
-        self._tensorboard = TensorBoard(run_dir / "tensorboard", start_step) if write and tensorboard else None
+        self._tensorboard = open_tensorboard(run_dir, start_step) if write and tensorboard else None
         self._closing = contextlib.ExitStack()
         self._bar: tqdm[Any] | None = None
         if write and sys.stderr.isatty():

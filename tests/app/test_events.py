@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dtc_jax.app import events, history
+from dtc_jax.app import events, examples, history
 from dtc_jax.app.events import Server, View
 from dtc_jax.app.examples import EXAMPLES, FOLDER, PRODUCTS, ROOMS, product_path, render_product, render_room, room_path
 from dtc_jax.app.history import Session
@@ -266,3 +266,12 @@ def test_examples_are_what_the_code_renders() -> None:
     product, number = next(iter(PRODUCTS.items()))
     difference = np.abs(read_scene(product_path(product)).astype(int) - np.asarray(render_product(np.uint32(number))))
     assert difference.mean() < 1
+
+
+def test_examples_are_written_by_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        examples.main(["--help"])
+    assert ended.value.code == 0
+    (tmp_path / "file").touch()
+    assert examples.main(["--folder", str(tmp_path / "file" / "folder")]) == 2
+    assert "cannot be made" in capsys.readouterr().err

@@ -42,8 +42,9 @@ def start(run_dir: Path, *flags: str, code: str | None = None, whole: bool = Fal
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     program = [str(ROOT / "train.py")] if code is None else ["-c", code]
+    # TensorBoard's library imports PyTorch, which takes seconds.
     return subprocess.Popen(
-        [sys.executable, *program, "test", "--run-dir", str(run_dir), *flags],
+        [sys.executable, *program, "test", "--run-dir", str(run_dir), "--training.no-tensorboard", *flags],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
