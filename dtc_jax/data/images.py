@@ -87,10 +87,10 @@ def read_mask(source: ImageLike, size: tuple[int, int] | None = None) -> UInt8[n
     Args:
         source: in files and images, values of at least 128 (of 255, after conversion to grey) are inside. Arrays may
             also be bool, floating-point in [0, 1] (at least 0.5 is inside), or integers that are all 0 or 1.
-        size: (height, width) that the mask must have: those of the scene as displayed.
+        size: (height, width) that the mask must have: those of the scene as displayed, of which something must stay.
 
     Raises:
-        InputError: another size, or nothing inside.
+        InputError: another size, nothing inside, or, with `size`, nothing outside: an empty mask the wrong way round.
     """
     grey = read_mask_levels(source)
     if size is not None and grey.shape != size:
@@ -103,6 +103,11 @@ def read_mask(source: ImageLike, size: tuple[int, int] | None = None) -> UInt8[n
         raise InputError(
             f"mask {_name(source)}: it is empty (its largest value is {grey.max()}, {MASK_THRESHOLD} and more is "
             "inside); paint the region to fill white"
+        )
+    if size is not None and mask.all():
+        raise InputError(
+            f"mask {_name(source)}: all of it is white, so nothing of the scene would be left; paint only the region "
+            "to fill white, or ask for the whole scene with a box"
         )
     return mask
 

@@ -118,6 +118,10 @@ def test_mask_errors(tmp_path: Path) -> None:
         read_mask(tmp_path / "mask.png")
     with pytest.raises(InputError, match="7x5 pixels but the scene as displayed is 5x7"):
         read_mask(tmp_path / "mask.png", (7, 5))
+    Image.new("L", (7, 5), 255).save(tmp_path / "white.png")
+    assert read_mask(tmp_path / "white.png").all(), "without a scene it is a mask like any other"
+    with pytest.raises(InputError, match=r"white\.png: all of it is white, so nothing of the scene would be left"):
+        read_mask(tmp_path / "white.png", (5, 7))
 
 
 def test_box() -> None:

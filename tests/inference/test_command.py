@@ -107,6 +107,7 @@ def _expect_error(argv: list[str], capfd: pytest.CaptureFixture[str], *parts: st
         ({"reference": "TEXT"}, ("not an image",)),
         ({"mask": "OTHER_SIZE"}, ("8x8", "42x30")),
         ({"mask": "EMPTY"}, ("empty",)),
+        ({"mask": "ALL_WHITE"}, ("all of it is white",)),
         ({"mask": None}, ("--mask or --box",)),
         ({"box": "1,2,3,4"}, ("--mask or --box",)),
         ({"mask": None, "box": "1,2,3"}, ("--box 1,2,3", "x0,y0,x1,y1")),
@@ -154,6 +155,7 @@ def test_errors(
     (inputs / "text.png").write_text("text")
     Image.new("L", (8, 8), 255).save(inputs / "small.png")
     Image.new("L", (42, 30)).save(inputs / "black.png")
+    Image.new("L", (42, 30), 255).save(inputs / "white.png")
     random = np.random.default_rng(0).integers(0, 256, (300, 420, 3), np.uint8)
     Image.fromarray(random).save(inputs / "cut.jpg")
     content = (inputs / "cut.jpg").read_bytes()
@@ -168,7 +170,13 @@ def test_errors(
         "SCENE": "scene.png",
         "REFERENCE": "../" + inputs.name + "/reference.png",
     }
-    names |= {"TEXT": "text.png", "OTHER_SIZE": "small.png", "EMPTY": "black.png", "INPUTS": "."}
+    names |= {
+        "TEXT": "text.png",
+        "OTHER_SIZE": "small.png",
+        "EMPTY": "black.png",
+        "ALL_WHITE": "white.png",
+        "INPUTS": ".",
+    }
     changes = {name: str(inputs / names[value]) if value in names else value for name, value in changes.items()}
     _expect_error(_flags(inputs, model_folder, **changes), capfd, *parts)
     assert not (inputs / "out.png").exists() and (inputs / "scene.png").read_bytes() == before

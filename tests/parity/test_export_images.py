@@ -189,6 +189,13 @@ def test_what_nobody_can_read_is_refused(template: ModuleType) -> None:
             template.dtc_images.read_photo(array)
 
 
+def test_masks_without_an_inside_or_an_outside(template: ModuleType) -> None:
+    with pytest.raises(ValueError, match=r"^mask: empty"):
+        template.dtc_images.read_mask(np.zeros((4, 5), bool), (4, 5))
+    with pytest.raises(ValueError, match=r"^mask: all of it is white"):
+        template.dtc_images.read_mask(np.ones((4, 5), bool), (4, 5))
+
+
 def test_shared_modules_need_nothing_of_ours() -> None:
     folder = Path(__file__).resolve().parents[2] / "dtc_jax" / "data"
     for name in SHARED.values():

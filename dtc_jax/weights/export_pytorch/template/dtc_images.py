@@ -62,6 +62,8 @@ def read_mask(source, size: tuple[int, int]) -> np.ndarray:
     mask = (grey >= MASK_THRESHOLD).astype(np.uint8)
     if not mask.any():
         raise ValueError(f"mask: empty (values of {MASK_THRESHOLD} and more are inside); paint the region white")
+    if mask.all():
+        raise ValueError("mask: all of it is white, so nothing of the scene would be left; paint only the region white")
     return mask
 
 
