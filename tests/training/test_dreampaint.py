@@ -16,14 +16,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dtc_jax import evaluate, presets
 from dtc_jax.config import ConfigError, ExperimentConfig, OptimizerConfig
-from dtc_jax.data.images import write_image
+from dtc_jax.data.images import InputError, write_image
 from dtc_jax.data.tokenizer import Tokenizer, byte_files
+from dtc_jax.inference import catalogue
 from dtc_jax.inference.command import main as sample
 from dtc_jax.inference.pipeline import Pipeline
+from dtc_jax.inference.prepare import read_case
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.training import class_images, loop
 from dtc_jax.training.class_images import prepare_product
+from dtc_jax.training.flops import train_flops_per_image
 from dtc_jax.training.initial import initial_params
 from dtc_jax.training.objective import make_objective, prior_shares
 from dtc_jax.training.sharding import make_mesh
@@ -297,6 +301,42 @@ def test_samples_without_reference_and_text_encoder(
     assert sample(many) == 0
     with Image.open(results / "a.png") as image:
         np.testing.assert_array_equal(np.asarray(image), painted)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_compiled_in_a_hurry")
+def test_the_whole_unet_is_trained_evaluated_and_drawn(run: Path, photos: Path, base: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "class_images", tmp_path / "run" / "class_images")
+    config = at_test_size(photos, levels=1, steps=4, evaluate_every=4, evaluate_count=4, sample_every=4)
+    loop.train(config, tmp_path / "run", [base], devices=jax.devices()[:1])
+    lines = read_metrics(tmp_path / "run")
+    assert any(np.isfinite(value) for line in lines for key, value in line.items() if "psnr" in key)
+    with Image.open(tmp_path / "run" / "samples" / "00000004.png") as grid:
+        assert np.asarray(grid).std() > 10
+    _, before = load_model_folder(base)
+    _, after = load_model_folder(tmp_path / "run" / "model")
+    moved, still = flatten_params({"unet": after["unet"]}), flatten_params({"unet": before["unet"]})
+    assert not [path for path in moved if np.array_equal(moved[path], still[path])]
+
+
+def test_counted_and_planned() -> None:
+    """What says the cost of a step needs the shapes of its batch alone."""
+    assert train_flops_per_image(at_test_size()) > 1e5
+
+
+def test_commands_that_need_a_reference_say_so(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = ["--checkpoint", str(run)]
+    catalogue_flags = ["--references", str(photos), "--output", str(tmp_path / "tokens.safetensors")]
+    for command, flags in ((catalogue, catalogue_flags), (evaluate, ["--output", str(tmp_path / "m.json")])):
+        assert command.main([*checkpoint, *flags]) == 2
+        error = capsys.readouterr().err
+        assert "it takes no reference photo" in error and error.count("\n") == 1, error
+    with pytest.raises(InputError, match="paints one product and takes no references"):
+        Pipeline.load(run).with_catalogue(tmp_path / "tokens.safetensors")
+    with pytest.raises(InputError, match="reference: missing; give a photo of the product"):
+        read_case(np.zeros((8, 8, 3), np.uint8), None, None, presets.test(), box=(1, 1, 5, 5))
 
 
 # ------------------------------------------------------------------------------------------------------- errors of use

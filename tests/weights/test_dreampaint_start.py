@@ -16,6 +16,7 @@ from dtc_jax.training.initial import initial_params
 from dtc_jax.weights import clip
 from dtc_jax.weights.checkpoint_source import open_checkpoint
 from dtc_jax.weights.command import main
+from dtc_jax.weights.hub import choose_files
 from dtc_jax.weights.model_folder import flatten_params, load_model_folder
 from dtc_jax.weights.prompts import find_tokenizer
 from tests.weights.published_files import ENCODER, random_params, spelled, stable_diffusion_file, write
@@ -72,6 +73,14 @@ def test_the_start_holds_what_prompts_need(published: Path, tmp_path: Path, caps
         jax.tree.map(np.testing.assert_array_equal, begun[name], params[name])
     assert main(["inspect", str(start)]) == 0
     assert "missing" not in capsys.readouterr().out
+
+
+def test_what_is_fetched_from_the_hub() -> None:
+    tokenizer = [f"tokenizer/{name}" for name in ("merges.txt", "tokenizer_config.json", "vocab.json")]
+    weights = ["text_encoder/config.json", "text_encoder/model.safetensors", "text_encoder/pytorch_model.bin"]
+    files = ["model_index.json", *weights, *tokenizer, "unet/diffusion_pytorch_model.safetensors"]
+    chosen = choose_files(files, ("text_encoder", "tokenizer"), None)
+    assert chosen == ["model_index.json", *weights[:2], *tokenizer]
 
 
 def test_another_tokenizer_is_refused(published: Path, tmp_path: Path) -> None:
