@@ -51,6 +51,7 @@ def test_a_mask_depends_on_seed_and_place_alone() -> None:
     np.testing.assert_array_equal(random_mask(1, 5, 32, 0.5), random_mask(1, 5, 32, 0.5))
     others = [random_mask(1, 6, 32, 0.5), random_mask(2, 5, 32, 0.5)]
     assert not any(np.array_equal(random_mask(1, 5, 32, 0.5), other) for other in others)
+    assert len({random_mask(1, place, 32, 0.5).tobytes() for place in range(60)}) == 60
     for place in range(20):
         assert random_mask(0, place, 16, 1.0).sum() == np.prod(
             [np.ptp(np.flatnonzero(random_mask(0, place, 16, 1.0).any(axis=axes))) + 1 for axes in ((1, 2), (0, 2))]
