@@ -170,8 +170,8 @@ class ExperimentConfig:
         prompted, kind = self.model.prompted, self.data.kind
         require(
             prompted == (kind == "product") and not (prompted and self.stage != "diffusion"),
-            f"data.kind = {kind}: photos of one product train a model whose model.reference_encoder is a text encoder, "
-            "in the stage diffusion, and other data the other models",
+            f"data.kind = {kind}, stage = {self.stage}: photos of one product (data.kind = product) are for the stage "
+            "diffusion of a model whose model.reference_encoder is a text encoder; other data are for the other models",
         )
         if prompted:
             pattern = self.training.trainable

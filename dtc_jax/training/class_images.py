@@ -23,12 +23,13 @@ from tqdm import tqdm
 
 from dtc_jax.config import ConfigError, ExperimentConfig, load_config
 from dtc_jax.data.images import InputError, write_image
-from dtc_jax.data.product import image_files
+from dtc_jax.data.product import ProductPhotos
 from dtc_jax.inference.batches import choose_batch, generate_on, replicate
 from dtc_jax.inference.generate import image_keys
 from dtc_jax.inference.settings import sampler_settings
 from dtc_jax.training.files import write_text
 from dtc_jax.training.initial import initial_params
+from dtc_jax.training.product_source import check_halves
 from dtc_jax.weights.prompts import TOKENIZER, find_tokenizer
 
 logger = logging.getLogger("dtc_jax.train")
@@ -63,7 +64,9 @@ def prepare_product(
     """
     if config.data.kind != "product":
         return config
-    image_files(config.data.product, "data.product", "put three to five photos of the product into it")
+    # What is wrong with them is said before minutes of painting.
+    check_halves(config)
+    ProductPhotos(config.data, config.model.image_size, prior=False)
     own = config.data.class_images is None and config.loss.prior_weight > 0
     folder = run_dir / CLASS_IMAGES
     try:
@@ -110,14 +113,14 @@ def paint_class_images(
     digits = max(4, len(str(count - 1)))
     paths = [folder / f"{index:0{digits}d}.png" for index in range(count)]
     folder.mkdir(parents=True, exist_ok=True)
-    _check_made_with(config, folder)
     missing = [index for index, path in enumerate(paths) if not path.is_file()]
+    _check_made_with(config, folder, begun=len(missing) < count)
     if not missing:
         return
     batch_size, working = choose_batch(len(missing), None, devices or jax.local_devices())
-    logger.info("%s: painting %d pictures of %r", folder, len(missing), config.data.class_prompt)
     key = jax.random.fold_in(jax.random.key(config.training.seed), 0)
     params = initial_params(config, key, init_from)
+    logger.info("%s: painting %d pictures of %r", folder, len(missing), config.data.class_prompt)
     placed = replicate({name: params[name] for name in _KEPT}, working)
     batch = whole_picture(config, params["prompts"]["class"], batch_size)
     settings = sampler_settings(config, dtype=jnp.dtype(config.training.compute_dtype))
@@ -144,8 +147,8 @@ def whole_picture(config: ExperimentConfig, tokens: PyTree, count: int) -> dict[
     }
 
 
-def _check_made_with(config: ExperimentConfig, folder: Path) -> None:
-    """Write down what decides the pictures, or compare with what was written down.
+def _check_made_with(config: ExperimentConfig, folder: Path, begun: bool) -> None:
+    """Write down what decides the pictures, or compare with what was written down, if there are any.
 
     Raises:
         ConfigError: it differs.
@@ -157,7 +160,7 @@ def _check_made_with(config: ExperimentConfig, folder: Path) -> None:
         "sampling": json.loads(json.dumps(dataclasses.asdict(config.sampling))),
     }
     path = folder / _MADE_WITH
-    if not path.is_file():
+    if not (begun and path.is_file()):
         write_text(path, json.dumps(now, indent=2) + "\n")
         return
     try:

@@ -13,6 +13,20 @@ from dtc_jax.training.record_source import local_rows, put_rows
 from dtc_jax.training.sharding import batch_sharding
 
 
+def check_halves(config: ExperimentConfig) -> None:
+    """Refuse a batch of which half cannot be pictures of the class.
+
+    Raises:
+        ConfigError: its size is odd.
+    """
+    size = config.training.batch_size
+    if config.loss.prior_weight > 0 and size % 2:
+        raise ConfigError(
+            f"training.batch_size = {size} must be even: half of a batch are pictures of the class "
+            "(loss.prior_weight = 0 leaves them out)"
+        )
+
+
 class ProductSource:
     """A `BatchSource` over a few photos, which are in memory: nothing works in the background."""
 
@@ -29,11 +43,7 @@ class ProductSource:
         size, steps, prior = config.training.batch_size, config.training.steps, config.loss.prior_weight > 0
         if config.data.cached:
             raise ConfigError("data.cached: photos of a product have no cache; leave it out")
-        if prior and size % 2:
-            raise ConfigError(
-                f"training.batch_size = {size} must be even: half of a batch are pictures of the class "
-                "(loss.prior_weight = 0 leaves them out)"
-            )
+        check_halves(config)
         if steps * size > MAX_PLACES:
             raise ConfigError(f"training.steps = {steps} times training.batch_size = {size} is more than {MAX_PLACES}")
         self._photos = ProductPhotos(config.data, config.model.image_size, prior)

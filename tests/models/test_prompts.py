@@ -96,7 +96,7 @@ def test_a_text_encoder_asks_for_a_model_without_references() -> None:
         dataclasses.replace(model, reference_encoder=wide)
     with pytest.raises(ConfigError, match="takes no reference photo"):
         _ = model.reference_size
-    with pytest.raises(ConfigError, match=r"data.kind = procedural: photos of one product train a model"):
+    with pytest.raises(ConfigError, match=r"data.kind = procedural, stage = diffusion: photos of one product"):
         dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, kind="procedural"))
     for trained in ("^(unet|reference_encoder)/", "null_tokens", "^prompts"):
         with pytest.raises(ConfigError, match="but prompts are encoded once, before training"):

@@ -354,6 +354,11 @@ def test_what_a_base_must_have(base: Path, photos: Path, tmp_path: Path) -> None
         loop.train(larger, tmp_path / "run", [base], devices=jax.devices()[:1])
     with pytest.raises(ConfigError, match=r"^data\.product .*absent: no such folder"):
         loop.train(at_test_size(tmp_path / "absent"), tmp_path / "run", [base], devices=jax.devices()[:1])
+    # Before anything is painted.
+    odd = dataclasses.replace(config, training=dataclasses.replace(config.training, batch_size=3))
+    with pytest.raises(ConfigError, match=r"training.batch_size = 3 must be even"):
+        loop.train(odd, tmp_path / "odd", [base], devices=jax.devices()[:1])
+    assert not (tmp_path / "odd").exists()
     wordy = dataclasses.replace(
         config, data=dataclasses.replace(config.data, prompt="a photo of a very long sks shirt")
     )
