@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -166,6 +167,19 @@ class ExperimentConfig:
     """Defaults for sampling."""
 
     def __post_init__(self) -> None:
+        prompted, kind = self.model.prompted, self.data.kind
+        require(
+            prompted == (kind == "product") and not (prompted and self.stage != "diffusion"),
+            f"data.kind = {kind}, stage = {self.stage}: photos of one product (data.kind = product) are for the stage "
+            "diffusion of a model whose model.reference_encoder is a text encoder; other data are for the other models",
+        )
+        if prompted:
+            pattern = self.training.trainable
+            for name in ("reference_encoder", "prompts", "null_tokens"):
+                require(
+                    not _finds(pattern, f"{name}/"),
+                    f"training.trainable: {pattern!r} trains {name}, but prompts are encoded once, before training",
+                )
         window, factor, size = self.loss.perceptual_window, self.model.vae.factor, self.model.image_size
         require(
             window % factor == 0 and window <= size,
@@ -179,6 +193,14 @@ class ExperimentConfig:
                 "loss.perceptual_decoder = taesd: model.taesd needs the latent channels and factor of model.vae, "
                 f"{vae.latent_channels} and {vae.factor}, not {taesd.latent_channels} and {taesd.factor}",
             )
+
+
+def _finds(pattern: str, path: str) -> bool:
+    """Whether the expression is found in the path; one that is none is refused where parameters are split."""
+    try:
+        return re.search(pattern, path) is not None
+    except re.error:
+        return False
 
 
 _ADAPTER: pydantic.TypeAdapter[ExperimentConfig] = pydantic.TypeAdapter(ExperimentConfig)

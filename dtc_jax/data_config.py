@@ -15,11 +15,26 @@ class DataConfig:
 
     __pydantic_config__ = STRICT
 
-    kind: Literal["procedural", "records"] = "procedural"
+    kind: Literal["procedural", "records", "product"] = "procedural"
     """`procedural`: the generated virtual try-all world (no files); `records`: a data set that
-    `python -m dtc_jax.data.build` prepared."""
+    `python -m dtc_jax.data.build` prepared; `product`: a few photos of one product, for a model with a prompt."""
     seed: int = 0
-    """Seed of the data set: of the generated world, or of the order of the records and their augmentation."""
+    """Seed of the data set: of the generated world, or of the order of the records or photos, their augmentation and
+    their masks."""
+    product: str | None = None
+    """Folder with three to five photos of the product. This and what follows, down to num_class_images: `product`
+    alone."""
+    product_fit: Literal["pad", "crop"] = "pad"
+    """How a photo becomes a square: padded with white (a crop would cut products), or cut at its centre."""
+    prompt: str = "a photo of sks product"
+    """What stands for the product: a rare word (DreamBooth's `sks`) before the word for its class."""
+    class_prompt: str = "a photo of a product"
+    """What stands for any product of the class: the same without the rare word."""
+    class_images: str | None = None
+    """Folder with pictures of other products of the class; None lets the model that training starts from paint
+    num_class_images of them into RUN/class_images."""
+    num_class_images: int = 200
+    """Pictures that are painted for the class."""
     path: str | None = None
     """Folder of the prepared data set, local or on a bucket (gs://, s3://). This and what follows: `records` alone."""
     split: str = "train"
@@ -27,7 +42,8 @@ class DataConfig:
     evaluation_split: str = "test"
     """Split that sample grids and evaluation while training draw from."""
     box_probability: float = 0.5
-    """Share of samples whose mask is the fine mask's bounding box (paper 5.1: half)."""
+    """Share of samples whose mask is the fine mask's bounding box (paper 5.1: half); of a product's photos, a rectangle
+    and not an ellipse."""
     flip_probability: float = 0.5
     """Share of samples that are mirrored: scene, mask and reference together. Mirroring one alone would teach the model
     to mirror text."""
@@ -51,6 +67,13 @@ class DataConfig:
             "data.kind = records needs data.path, the folder of a prepared data set (see python -m dtc_jax.data.build)",
         )
         require(0 <= self.seed < 2**32, f"data.seed = {self.seed} must be in [0, 2**32)")
+        require(
+            self.kind != "product" or bool(set(self.prompt.split()) - set(self.class_prompt.split())),
+            f"data.prompt = {self.prompt!r} has no word that data.class_prompt = {self.class_prompt!r} lacks; put a "
+            "rare one before the class, as in 'a photo of sks shirt'",
+        )
+        count = self.num_class_images
+        require(count >= 1, f"data.num_class_images = {count} must be at least 1; loss.prior_weight = 0 needs none")
         for name in ("box_probability", "flip_probability", "max_broken"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"data.{name} = {value} must be between 0 and 1")
@@ -62,6 +85,6 @@ class DataConfig:
 
     def draws_same_as(self, other: DataConfig) -> bool:
         """Whether the same data set gives the same training samples: where it lies and how it is read do not matter."""
-        how = ("path", "evaluation_split", "workers", "threads", "prefetch", "max_broken")
+        how = ("path", "evaluation_split", "workers", "threads", "prefetch", "max_broken", "product", "class_images")
         names = [field.name for field in dataclasses.fields(self) if field.name not in how]
         return all(getattr(self, name) == getattr(other, name) for name in names)

@@ -123,6 +123,7 @@ def draw_sheet(
     rows = [
         [case.scene, case.mask * np.uint8(255), read_scene(example.reference), case.batch["hint"], result, truth]
         for example, case, result, truth in zip(examples, prepared, results, truths, strict=True)
+        if example.reference is not None
     ]
     return np.array(contact_sheet(rows, SHEET_COLUMNS, scale=2, row_labels=[example.id for example in examples]))
 

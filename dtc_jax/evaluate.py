@@ -172,7 +172,7 @@ def _parse_compare(pairs: Sequence[str]) -> dict[str, Path]:
 
 
 def _sizes(config: ExperimentConfig) -> tuple[int, int]:
-    return config.model.image_size, config.model.reference_encoder.image_size
+    return config.model.image_size, config.model.reference_size
 
 
 if __name__ == "__main__":

@@ -83,6 +83,11 @@ class CLIPTextConfig:
     def __post_init__(self) -> None:
         _require_heads(self.hidden_size, self.num_attention_heads)
 
+    @property
+    def num_tokens(self) -> int:
+        """Of a text that is padded to the full length, as Stable Diffusion's are."""
+        return self.max_position_embeddings
+
 
 @dataclass(frozen=True, kw_only=True)
 class CLIPConfig:

@@ -27,6 +27,9 @@ class LossConfig:
     """Probability that a sample's hint is dropped (its fusion skipped)."""
     drop_both: float = 0.0
     """Probability that tokens and hint are dropped together."""
+    prior_weight: float = 1.0
+    """Of a few photos of one product: weight of the loss on pictures of its class, which are half of every batch, so
+    that the class is not forgotten (DreamBooth's lambda); 0 leaves them out."""
     kl_weight: float = 3e-5
     """Autoencoder stage: weight of the KL term."""
     absolute_weight: float = 0.1
@@ -49,7 +52,8 @@ class LossConfig:
     """Samples of later timesteps, hence with more noise, do not count in the perceptual term; None counts all."""
 
     def __post_init__(self) -> None:
-        for name in ("perceptual_weight", "outside_weight", "drop_tokens", "drop_hint", "drop_both", "kl_weight"):
+        weights = ("perceptual_weight", "outside_weight", "prior_weight", "kl_weight")
+        for name in (*weights, "drop_tokens", "drop_hint", "drop_both"):
             require(getattr(self, name) >= 0, f"loss.{name} = {getattr(self, name)} must not be negative")
         total = self.drop_tokens + self.drop_hint + self.drop_both
         require(total <= 1, f"loss.drop_tokens + drop_hint + drop_both = {total} is more than 1")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dtc_jax.autoencoder_config import AutoencoderConfig, AutoencoderKLConfig, AutoencoderTinyConfig
-from dtc_jax.config_base import STRICT, require
-from dtc_jax.feature_config import CLIPVisionConfig, HEDConfig
+from dtc_jax.config_base import STRICT, ConfigError, require
+from dtc_jax.feature_config import CLIPTextConfig, CLIPVisionConfig, HEDConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +184,9 @@ class ReferenceConfig:
 
     tokens: Literal["all", "cls"] = "all"
     """`all`: CLS and patches; `cls`: CLS alone, one token (Paint by Example)."""
-    projection: Literal["dense", "mapper"] = "dense"
-    """`dense`: one dense layer (paper 5.2); `mapper`: Paint by Example's, transformer blocks before it."""
+    projection: Literal["dense", "mapper", "none"] = "dense"
+    """`dense`: one dense layer (paper 5.2); `mapper`: Paint by Example's, transformer blocks before it; `none`: a text
+    encoder's tokens as they are."""
     mapper_layers: int = 5
     """Transformer blocks of the mapper."""
 
@@ -205,8 +206,9 @@ class ModelConfig:
     """Main U-Net; the hint encoder is a replica of its encoder and middle block."""
     vae: AutoencoderConfig = AutoencoderKLConfig()  # noqa: RUF009 (frozen, as the others)
     """Autoencoder between pixels and latents."""
-    reference_encoder: DINOv2Config | CLIPVisionConfig = DINOv2Config(position_image_size=518)
-    """Encoder of the reference photo into tokens: DINOv2, or CLIP's image encoder."""
+    reference_encoder: DINOv2Config | CLIPVisionConfig | CLIPTextConfig = DINOv2Config(position_image_size=518)
+    """What makes the tokens: DINOv2 or CLIP's image encoder, of the reference photo; or CLIP's text encoder, of a
+    prompt that stands for the one product that the model is tuned on (DreamPaint)."""
     reference: ReferenceConfig = ReferenceConfig()
     """Which of its tokens are used, and how they get the cross-attention's width."""
     vgg: VGGConfig = VGGConfig()
@@ -237,10 +239,47 @@ class ModelConfig:
             self.hint.kind != "hed" or self.image_size >= smallest,
             f"model.image_size = {self.image_size} is below {smallest}, what hint.kind = hed needs",
         )
+        self._check_prompted()
+
+    def _check_prompted(self) -> None:
+        projection, kind, encoder = self.reference.projection, self.hint.kind, self.reference_encoder
+        require(
+            self.prompted == (projection == "none"),
+            f"model.reference.projection = {projection}: a text encoder as model.reference_encoder needs none, "
+            "and an image encoder another",
+        )
+        if not isinstance(encoder, CLIPTextConfig):
+            return
+        require(
+            kind == "none" and self.reference.tokens == "all",
+            f"model.hint.kind = {kind}, model.reference.tokens = {self.reference.tokens}: a model whose condition is a "
+            "prompt sees no reference; it needs none and all",
+        )
+        require(
+            encoder.hidden_size == self.unet.cross_attention_dim,
+            f"model.reference_encoder.hidden_size = {encoder.hidden_size} must be unet.cross_attention_dim = "
+            f"{self.unet.cross_attention_dim}: a text encoder's tokens are taken as they are",
+        )
+
+    @property
+    def prompted(self) -> bool:
+        """Whether the condition is a prompt (DreamPaint) and not a reference photo."""
+        return isinstance(self.reference_encoder, CLIPTextConfig)
+
+    @property
+    def reference_size(self) -> int:
+        """Height and width of the reference in pixels.
+
+        Raises:
+            ConfigError: the model takes none.
+        """
+        if isinstance(self.reference_encoder, CLIPTextConfig):
+            raise ConfigError("this model is tuned on one product, which a prompt names: it takes no reference photo")
+        return self.reference_encoder.image_size
 
     @property
     def num_reference_tokens(self) -> int:
-        """Tokens of a reference that the cross-attention sees."""
+        """Tokens of a reference, or of a prompt, that the cross-attention sees."""
         return 1 if self.reference.tokens == "cls" else self.reference_encoder.num_tokens
 
     @property

@@ -41,7 +41,7 @@ def test_program(tmp_path: Path) -> None:
     inputs = ["--scene", "scene.png", "--reference", "reference.png", "--checkpoint", "model", "--output", "out.png"]
 
     done = _run(*inputs, "--box", "5,6,20,20", folder=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "out.png\n", "")
     result = np.array(Image.open(tmp_path / "out.png"))
     assert (result[6:20, 5:20] != scene[6:20, 5:20]).any()
     result[6:20, 5:20] = scene[6:20, 5:20]

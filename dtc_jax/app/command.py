@@ -72,7 +72,8 @@ def run(arguments: AppArguments) -> None:
     with tempfile.TemporaryDirectory(prefix="dtc-app-") as folder:
         _prepare_gradio(folder)
         port = free_port(arguments.host, arguments.port)
-        checkpoint_config(arguments.checkpoint)  # what is wrong with it is said before JAX is loaded
+        # What is wrong with it is said before JAX is loaded, and that it has no use for a reference.
+        _ = checkpoint_config(arguments.checkpoint).model.reference_size
         from dtc_jax.inference.pipeline import Pipeline
         from dtc_jax.inference.runtime import enable_compilation_cache
 

@@ -36,7 +36,7 @@ def made_up_params(shapes: Mapping[str, Any], network: str) -> dict[str, Any]:
 def made_up_cases(model: ModelConfig, cases: int) -> dict[str, np.ndarray]:
     """A batch for `generate`: noise for pictures, and a square mask in the middle."""
     random = np.random.default_rng(0)
-    side, reference = model.image_size, model.reference_encoder.image_size
+    side, reference = model.image_size, model.reference_size
     sizes = {"scene": side, "hint": side, "reference": reference}
     batch = {name: random.integers(0, 256, (cases, size, size, 3), np.uint8) for name, size in sizes.items()}
     batch["mask"] = np.zeros((cases, side, side, 1), np.uint8)

@@ -44,3 +44,13 @@ def read_bytes(location: str | os.PathLike[str]) -> bytes:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise LocationError(reason) from None
+
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
+"""Of the files that count as images in a folder."""
+
+
+def images_in(folder: Path) -> list[Path]:
+    """A folder's image files in the order of their names; hidden ones are none."""
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    return [path for path in files if not path.name.startswith(".")]

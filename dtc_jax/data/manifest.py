@@ -1,8 +1,8 @@
 """Manifests: many cases in one JSONL file, the same schema for sampling, data sets and evaluation.
 
-One JSON object a line: `id`, `scene`, `mask` or `box` ([x0, y0, x1, y1], exclusive ends), `reference`, and
-optionally `truth`, `category`, `split`, `seed`. Paths are relative to the manifest. A manifest may lie on a bucket
-(`gs://`, `s3://`, or whatever fsspec opens), and the paths in it may be such URIs.
+One JSON object a line: `id`, `scene`, `mask` or `box` ([x0, y0, x1, y1], exclusive ends), `reference` (not for a model
+that is tuned on one product), and optionally `truth`, `category`, `split`, `seed`. Paths are relative to the manifest.
+A manifest may lie on a bucket (`gs://`, `s3://`, or whatever fsspec opens), and the paths in it may be such URIs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Case:
     id: str
     """Unique in the manifest and fit for a file's name."""
     scene: Location
-    reference: Location
+    reference: Location | None
     mask: Location | None = None
     box: tuple[int, int, int, int] | None = None
     truth: Location | None = None
@@ -38,17 +38,18 @@ class Case:
     """Manifest and line, for messages."""
 
 
-def read_manifest(path: str | os.PathLike[str], check_files: bool = True) -> list[Case]:
+def read_manifest(path: str | os.PathLike[str], check_files: bool = True, references: bool = True) -> list[Case]:
     """Read and check a manifest; images are looked for but not opened.
 
     Args:
         path: the manifest, local or a URI.
         check_files: a local image that is not there is an error. Images on a bucket are not looked for.
+        references: every case must have one; otherwise none may.
 
     Raises:
         InputError: names the manifest's line and what is wrong with it.
     """
-    return [parse_case(line, path, number, check_files) for number, line in manifest_lines(path)]
+    return [parse_case(line, path, number, check_files, references) for number, line in manifest_lines(path)]
 
 
 def manifest_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
@@ -76,11 +77,13 @@ def manifest_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
         raise InputError(f"manifest {path}: has no cases; write one JSON object a line")
 
 
-def parse_case(line: str, path: str | os.PathLike[str], number: int, check_files: bool = True) -> Case:
+def parse_case(
+    line: str, path: str | os.PathLike[str], number: int, check_files: bool = True, references: bool = True
+) -> Case:
     """One line of the manifest at `path`; see `read_manifest`."""
     where = _where(path, number)
     folder = str(path).rpartition("/")[0] if is_remote(path) else Path(path).parent
-    return _parse(_entry(line, where), folder, where, check_files)
+    return _parse(_entry(line, where), folder, where, check_files, references)
 
 
 def _where(path: str | os.PathLike[str], number: int) -> str:
@@ -97,12 +100,16 @@ def _entry(line: str, where: str) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if value is not None}
 
 
-def _parse(entry: dict[str, Any], folder: Location, where: str, check_files: bool) -> Case:
+def _parse(entry: dict[str, Any], folder: Location, where: str, check_files: bool, references: bool) -> Case:
     if unknown := sorted(set(entry) - _FIELDS):
         raise InputError(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(sorted(_FIELDS))}")
-    for field in ("id", "scene", "reference"):
+    for field in ("id", "scene", *(["reference"] if references else [])):
         if field not in entry:
             raise InputError(f"{where}: {field!r} is missing")
+    if not references and "reference" in entry:
+        raise InputError(
+            f"{where}: 'reference': this checkpoint paints the one product that it was tuned on; leave it out"
+        )
     if ("mask" in entry) == ("box" in entry):
         raise InputError(f"{where}: give 'mask' or 'box', one of the two")
     name = str(entry["id"])
@@ -115,7 +122,7 @@ def _parse(entry: dict[str, Any], folder: Location, where: str, check_files: boo
     return Case(
         id=name,
         scene=path("scene"),
-        reference=path("reference"),
+        reference=path("reference") if references else None,
         mask=path("mask") if "mask" in entry else None,
         truth=path("truth") if "truth" in entry else None,
         box=_box(entry["box"], where) if "box" in entry else None,

@@ -47,7 +47,7 @@ def make_sample(sample: Sample, augmentation: Augmentation, config: ModelConfig)
     return {
         "scene": scene,
         "mask": mask[..., None],
-        "reference": frame_reference(reference, config.reference_encoder.image_size, config.hint.trim),
+        "reference": frame_reference(reference, config.reference_size, config.hint.trim),
         "hint": make_hint(reference, rectangle, scene, mask, config.hint),
     }
 

@@ -147,6 +147,7 @@ def from_manifest(results: Path, manifest: Path) -> ImageSet:
         case = cases[name]
         scene = read_scene(case.scene)
         size = (scene.shape[0], scene.shape[1])
+        assert case.reference is not None  # the manifest was read with references
         return Images(
             result=read_photo(files[name], "result").pixels,
             truth=read_photo(case.truth, "truth").pixels if has_truth and case.truth is not None else None,

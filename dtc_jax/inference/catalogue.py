@@ -40,6 +40,7 @@ from dtc_jax.inference.runtime import enable_compilation_cache
 from dtc_jax.inference.settings import sampler_settings
 from dtc_jax.inference.stages import encode_reference
 from dtc_jax.weights.model_folder import ModelFolderError
+from dtc_jax.weights.run_folder import checkpoint_config
 
 _READERS = 4
 
@@ -83,6 +84,7 @@ def run(arguments: CatalogueArguments) -> int:
         raise UsageError(f"--batch-size must be at least 1, not {arguments.batch_size}")
     if arguments.output.suffix != ".safetensors" or arguments.output.is_dir():
         raise InputError(f"output {arguments.output}: name a .safetensors file")
+    _ = checkpoint_config(arguments.checkpoint).model.reference_size  # refuses a model that takes no references
     photos = _photos(arguments.references)
     enable_compilation_cache()
     pipeline = Pipeline.load(arguments.checkpoint)
@@ -134,7 +136,7 @@ def _photos(references: Path) -> list[Location]:
         cases = each_reference(Case(id="", scene=references, reference=references))
     else:
         cases = [one for case in read_manifest(references, check_files=False) for one in each_reference(case)]
-    return list(dict.fromkeys(case.reference for case in cases))
+    return list(dict.fromkeys(case.reference for case in cases if case.reference is not None))
 
 
 def _frame(photo: Location, model: ModelConfig, keep_backdrop: bool) -> UInt8[np.ndarray, "r r 3"] | InputError:
@@ -143,7 +145,7 @@ def _frame(photo: Location, model: ModelConfig, keep_backdrop: bool) -> UInt8[np
     except InputError as error:
         return error
     cleaned = reference if keep_backdrop else clean_reference(reference)
-    return frame_reference(cleaned, model.reference_encoder.image_size, model.hint.trim)
+    return frame_reference(cleaned, model.reference_size, model.hint.trim)
 
 
 def _chunks(values: Iterable[Item], size: int) -> Iterator[list[Item]]:

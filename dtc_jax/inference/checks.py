@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dtc_jax.config import ModelConfig
 from dtc_jax.data.images import InputError
 
 
@@ -18,6 +19,21 @@ def check_context(context: float) -> None:
     """
     if not (math.isfinite(context) and context >= 0):
         raise InputError(f"context: must be a number of at least 0, not {context}")
+
+
+def check_reference(reference: Any, model: ModelConfig) -> None:
+    """Refuse a reference that a model cannot see, or the lack of one that it needs.
+
+    Raises:
+        InputError: one of the two.
+    """
+    if model.prompted and reference is not None:
+        raise InputError(
+            "reference: this checkpoint was tuned on photos of one product, which it paints: it takes no reference; "
+            "leave it out"
+        )
+    if not model.prompted and reference is None:
+        raise InputError("reference: missing; give a photo of the product")
 
 
 def check_seed(seed: Any) -> int:

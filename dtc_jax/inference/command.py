@@ -26,7 +26,7 @@ from dtc_jax.data.images import InputError, check_output, remove_unfinished
 from dtc_jax.data.manifest import Case, read_manifest
 from dtc_jax.data.regions import Regions
 from dtc_jax.data.window import DEFAULT_CONTEXT
-from dtc_jax.inference.checks import check_context, check_feather
+from dtc_jax.inference.checks import check_context, check_feather, check_reference
 from dtc_jax.inference.jobs import Job, jobs_in_folder, numbered, process_share
 from dtc_jax.inference.pipeline import Pipeline
 from dtc_jax.inference.prepare import read_case
@@ -38,6 +38,7 @@ from dtc_jax.weights.model_folder import ModelFolderError
 from dtc_jax.weights.run_folder import checkpoint_config
 
 _REQUIRED = tyro.conf.arg(metavar="FILE", help_behavior_hint="(required without --manifest)")
+_REFERENCE = tyro.conf.arg(metavar="FILE", help_behavior_hint="(as --scene; not for a model tuned on one product)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +51,13 @@ class SampleArguments:
     """Region to fill: an image of the scene's displayed size, white (128 and more) inside."""
     box: Annotated[str | None, tyro.conf.arg(metavar="X0,Y0,X1,Y1", help_behavior_hint="(this or --mask)")] = None
     """Region to fill as a box in the scene's pixels, X1 and Y1 exclusive."""
-    reference: Annotated[Path | None, _REQUIRED] = None
+    reference: Annotated[Path | None, _REFERENCE] = None
     """Photo of the product, best on white or transparent; or a folder of such photos, with --output-dir."""
     output: Annotated[Path | None, _REQUIRED] = None
     """PNG to write, of the scene's size and equal to it outside the mask; with --num-images stem-00.png and so on."""
     manifest: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(in place of the above)")] = None
-    """Many cases: JSONL with id, scene, mask or box, reference (a photo, or a folder for a case each), and optionally
-    seed; paths relative to it."""
+    """Many cases: JSONL with id, scene, mask or box, reference (a photo, or a folder for a case each; none for a model
+    tuned on one product), and optionally seed; paths relative to it."""
     output_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(with many cases)")] = None
     """Folder for ID.png of every case and results.jsonl; made if absent. What is there of the same inputs and settings
     is not made again: the same line goes on after an interruption. A case that cannot be used is reported with its line
@@ -119,6 +120,8 @@ def run(arguments: SampleArguments) -> int:
         raise UsageError(f"--seed must be from 0 to {2**32 - 1}, not {arguments.seed}")
     check_feather(arguments.feather)
     check_context(arguments.context)
+    if arguments.reference is not None:
+        check_reference(arguments.reference, checkpoint_config(arguments.checkpoint).model)
     many = arguments.manifest is not None or (arguments.reference is not None and arguments.reference.is_dir())
     return _run_many(arguments) if many else _run_one(arguments)
 
@@ -146,6 +149,8 @@ def _run_one(arguments: SampleArguments) -> int:
     run_jobs(_load(arguments), [job], options, report=errors.append)
     if errors:
         raise InputError(errors[0].removeprefix("error: "))
+    for output in job.outputs:
+        print(output)
     return 0
 
 
@@ -168,6 +173,8 @@ def _run_many(arguments: SampleArguments) -> int:
         failed = run_jobs(pipeline, own, _options(arguments), log, report)
     finally:
         log.merge([output.name for job in jobs for output in job.outputs])
+    there = sum(len(job.outputs) for job in own) - log.made - log.failed
+    print(f"{log.made} images painted, {there} there already: {log.path}")
     if failed:
         print(f"{failed} of {len(own)} cases could not be used; the others are done", file=sys.stderr)
     return failed
@@ -205,8 +212,15 @@ def _jobs_of_folder(arguments: SampleArguments) -> list[Job]:
     return jobs_in_folder([_case_of_flags(arguments, "")], folder, arguments.num_images, arguments.seed)
 
 
+def _prompted(arguments: SampleArguments) -> bool:
+    """Whether the checkpoint is tuned on one product and takes no reference."""
+    return checkpoint_config(arguments.checkpoint).model.prompted
+
+
 def _case_of_flags(arguments: SampleArguments, name: str) -> Case:
-    scene, reference = (_given(getattr(arguments, name), name) for name in ("scene", "reference"))
+    scene, reference = _given(arguments.scene, "scene"), arguments.reference
+    if reference is None and not _prompted(arguments):
+        reference = _given(reference, "reference")
     if (arguments.mask is None) == (arguments.box is None):
         raise UsageError("give --mask or --box, one of the two")
     box = None if arguments.box is None else _parse_box(arguments.box)
@@ -221,7 +235,8 @@ def _jobs_of_manifest(arguments: SampleArguments) -> list[Job]:
     if folder is None:
         raise UsageError("--output-dir is missing; --manifest needs it")
     # What is wrong with one case's images is found when it is read, and does not stop the others.
-    cases = read_manifest(_given(arguments.manifest, "manifest"), check_files=False)
+    references = not _prompted(arguments)
+    cases = read_manifest(_given(arguments.manifest, "manifest"), check_files=False, references=references)
     return jobs_in_folder(cases, folder, arguments.num_images, arguments.seed)
 
 

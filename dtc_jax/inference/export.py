@@ -61,10 +61,10 @@ sampler = load("FOLDER", batch_size={first})
 images = sampler(batch, seeds={seeds}, guidance_scale={scale})  # float32 [{first}, {size}, {size}, 3] in [0, 1]
 ```
 
-`batch` is a dict of uint8 arrays: `scene` and `hint` [b, {size}, {size}, 3], `mask` [b, {size}, {size}, 1] with 1 where
-the product goes, `reference` [b, {reference}, {reference}, 3]. How photos of any size become that is
-`dtc_jax.inference.prepare`. One uint32 seed for each image; images of one seed are told apart by `image_indices`, and
-image i of a seed is the one that the package's own command paints. signature.json has all of it for programs.
+`batch` is a dict of uint8 arrays: {arrays}; in `mask`, 1 is where the product goes. How photos of any size become
+that is `dtc_jax.inference.prepare`. One uint32 seed for each image; images of one seed are told apart by
+`image_indices`, and image i of a seed is the one that the package's own command paints.
+signature.json has all of it for programs.
 """
 
 
@@ -110,8 +110,10 @@ def served_sampler(settings: SamplerSettings) -> Sampler:
 
 def batch_shapes(model: ModelConfig, batch_size: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the uint8 arrays of a batch."""
-    size, reference = model.image_size, model.reference_encoder.image_size
-    sides = {"scene": (size, 3), "mask": (size, 1), "hint": (size, 3), "reference": (reference, 3)}
+    size = model.image_size
+    sides = {"scene": (size, 3), "mask": (size, 1)}
+    if not model.prompted:
+        sides |= {"hint": (size, 3), "reference": (model.reference_size, 3)}
     return {name: (batch_size, side, side, channels) for name, (side, channels) in sides.items()}
 
 
@@ -203,7 +205,10 @@ def write_export(arguments: ExportArguments) -> None:
                 steps=sampling.num_inference_steps,
                 solver=sampling.solver,
                 size=config.model.image_size,
-                reference=config.model.reference_encoder.image_size,
+                arrays=", ".join(
+                    f"`{name}` [{', '.join(['b', *map(str, shape[1:])])}]"
+                    for name, shape in batch_shapes(config.model, 1).items()
+                ),
                 batch_sizes=", ".join(artefacts),
                 platforms=", ".join(platforms),
                 jax=jax.__version__,

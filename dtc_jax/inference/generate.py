@@ -33,7 +33,8 @@ def generate(
         params: Every network but `vgg`; with `tokens` in the batch, `reference_encoder` and `reference_projection` are
             not needed.
         batch: uint8 `scene` and `hint` [b, h, w, 3], `mask` [b, h, w, 1] {0, 1} (1 = fill), and `reference`
-            [b, r, r, 3] or, in its place, `tokens` [b, l, d] that `stages.encode_reference` returned.
+            [b, r, r, 3] or, in its place, `tokens` [b, l, d] that `stages.encode_reference` returned. A model with a
+            prompt takes `scene` and `mask` alone, or with other `tokens` than its product's.
         keys: One typed key per image: an image does not depend on its neighbours in the batch. There may be several
             images of each case, n = b * m: a case's come in a row, and the hint is computed once for all of them.
         guidance_scale: One number, or one per image; may be traced.
@@ -114,17 +115,23 @@ def _condition(
     cases, images = batch["mask"].shape[0], keys.shape[0]
     if images % cases:
         raise ValueError(f"{images} keys for {cases} cases: need one, or the same number, for each")
-    if ("tokens" in batch) == ("reference" in batch):
+    prompted = settings.model.prompted
+    if prompted and "reference" in batch:
+        raise ValueError("this model's condition is a prompt: the batch has a reference that it cannot see")
+    if not prompted and ("tokens" in batch) == ("reference" in batch):
         raise ValueError("the batch needs either reference or tokens")
     if "tokens" in batch:
         tokens = batch["tokens"]
         expected = (cases, settings.model.num_reference_tokens, settings.model.unet.cross_attention_dim)
         if tokens.shape != expected:
             raise ValueError(f"tokens: need shape {expected}, not {tokens.shape}")
+    elif prompted:
+        tokens = stages.prompt_tokens(params, cases, settings)
     else:
         tokens = stages.encode_reference(params, batch["reference"], settings)
     scene = stages.encode_scene(params, batch["scene"], batch["mask"], settings)
-    return stages.condition(params, scene, tokens, batch["hint"], settings, images_per_case=images // cases)
+    hint = None if prompted else batch["hint"]
+    return stages.condition(params, scene, tokens, hint, settings, images_per_case=images // cases)
 
 
 _condition_jit = partial(jax.jit, static_argnames="settings")(_condition)

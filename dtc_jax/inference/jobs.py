@@ -13,10 +13,8 @@ import jax
 from dtc_jax.arguments import UsageError
 from dtc_jax.cluster import ClusterOptions, connect, launched, share_of_gpus, visible_gpus
 from dtc_jax.data.images import InputError
-from dtc_jax.data.locations import is_remote
+from dtc_jax.data.locations import images_in, is_remote
 from dtc_jax.data.manifest import Case
-
-_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
 
 
 @dataclass(frozen=True)
@@ -61,10 +59,9 @@ def each_reference(case: Case) -> list[Case]:
     Raises:
         InputError: a folder without images.
     """
-    if is_remote(case.reference) or not Path(case.reference).is_dir():
+    if case.reference is None or is_remote(case.reference) or not Path(case.reference).is_dir():
         return [case]
-    files = sorted(path for path in Path(case.reference).iterdir() if path.suffix.lower() in _IMAGES)
-    files = [path for path in files if not path.name.startswith(".")]
+    files = images_in(Path(case.reference))
     if not files:
         where = f"{case.where}: " if case.where else ""
         raise InputError(f"{where}reference {case.reference}: a folder without images; put photos of products into it")

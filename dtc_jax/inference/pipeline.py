@@ -14,8 +14,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float, UInt8
 
-from dtc_jax.config import ExperimentConfig
-from dtc_jax.data.images import ImageLike
+from dtc_jax.config import ExperimentConfig, ModelConfig
+from dtc_jax.data.images import ImageLike, InputError
 from dtc_jax.data.regions import Regions
 from dtc_jax.data.window import DEFAULT_CONTEXT
 from dtc_jax.diffusion import SolverName, TimestepSpacing
@@ -31,8 +31,10 @@ from dtc_jax.weights.run_folder import load_checkpoint
 
 _Wanted = tuple[Prepared, int, int]
 
-_NOT_SAMPLED = ("vgg",)
-"""Networks that training needs and sampling does not."""
+
+def _not_sampled(model: ModelConfig) -> tuple[str, ...]:
+    """Networks that training needs and sampling does not."""
+    return ("vgg", "reference_encoder") if model.prompted else ("vgg",)
 
 
 def _move_to_device(params: dict[str, Any]) -> None:
@@ -65,7 +67,7 @@ class Pipeline:
 
     Attributes:
         config: the checkpoint's; its sampling section gives the defaults.
-        params: every network but `vgg`, on the device.
+        params: every network but `vgg`, and of a model with a prompt the text encoder, on the device.
         dtype: type of the networks' arithmetic.
         catalogue: references whose tokens are computed already; see `with_catalogue`.
     """
@@ -88,7 +90,7 @@ class Pipeline:
             ModelFolderError: not a model, or tensors that do not fit its configuration.
         """
         config, params = load_checkpoint(checkpoint, dtype=np.float32)
-        for name in _NOT_SAMPLED:
+        for name in _not_sampled(config.model):
             params.pop(name, None)
         _move_to_device(params)
         return cls.from_params(config, params, dtype, where=str(checkpoint or "the shipped model"))
@@ -102,9 +104,10 @@ class Pipeline:
         where: str = "parameters",
     ) -> Pipeline:
         """A pipeline from parameters in memory; see `load`."""
-        params = {name: network for name, network in params.items() if name not in _NOT_SAMPLED}
+        left_out = _not_sampled(config.model)
+        params = {name: network for name, network in params.items() if name not in left_out}
         expected = DiffuseToChoose(config.model).shapes()
-        check_params(params, {name: network for name, network in expected.items() if name not in _NOT_SAMPLED}, where)
+        check_params(params, {name: network for name, network in expected.items() if name not in left_out}, where)
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.dtype(config.training.compute_dtype)
         return cls(config, jax.device_put(params), dtype)
@@ -114,15 +117,17 @@ class Pipeline:
         encoder's, for the references that it holds; the images are the same.
 
         Raises:
-            InputError: no catalogue, or one of other networks.
+            InputError: no catalogue, or one of other networks; or a model that takes no references.
         """
+        if self.config.model.prompted:
+            raise InputError(f"catalogue {path}: this checkpoint paints one product and takes no references")
         return replace(self, catalogue=Catalogue.open(path, self.config, self.params, self.dtype))
 
     def __call__(
         self,
         scene: ImageLike,
         mask: ImageLike | None,
-        reference: ImageLike,
+        reference: ImageLike | None = None,
         *,
         box: Sequence[int] | None = None,
         seed: int = 0,
@@ -146,7 +151,8 @@ class Pipeline:
         Args:
             scene: path, Pillow image or uint8 array; any size.
             mask: of the scene's displayed size, white (>= 128) = fill; None with `box`.
-            reference: photo of the product, best on white or transparent.
+            reference: photo of the product, best on white or transparent; None for a model that is tuned on one
+                product (DreamPaint), whose prompt it has in itself.
             box: x0, y0, x1, y1 in pixels of the scene, in place of a mask.
             seed: image i of a seed is always the same, however many are made.
             num_images: how many different results.
@@ -198,7 +204,7 @@ class Pipeline:
         self,
         scene: ImageLike,
         mask: ImageLike | None,
-        reference: ImageLike,
+        reference: ImageLike | None = None,
         *,
         box: Sequence[int] | None = None,
         context: float = DEFAULT_CONTEXT,
@@ -214,7 +220,7 @@ class Pipeline:
         self,
         scene: ImageLike,
         mask: ImageLike | None,
-        reference: ImageLike,
+        reference: ImageLike | None = None,
         *,
         box: Sequence[int] | None = None,
         context: float = DEFAULT_CONTEXT,

@@ -30,7 +30,7 @@ from dtc_jax.data.window import (
     extract_mask,
     put_back,
 )
-from dtc_jax.inference.checks import check_context
+from dtc_jax.inference.checks import check_context, check_reference
 
 MAX_WINDOW = 16384
 """Pixels; a wider window takes gigabytes. Only a panorama whose mask is wider than that needs one."""
@@ -43,7 +43,8 @@ class Prepared:
     """One region of one case, ready to sample, and what is needed to put the result back."""
 
     batch: dict[str, np.ndarray]
-    """uint8 `scene`, `hint` [size, size, 3], `mask` [size, size, 1] {0, 1} and `reference` [r, r, 3]: no batch axis."""
+    """uint8 `scene`, `hint` [size, size, 3], `mask` [size, size, 1] {0, 1} and `reference` [r, r, 3]: no batch axis.
+    For a model with a prompt `scene` and `mask` alone."""
     scene: UInt8[np.ndarray, "h w 3"]
     mask: UInt8[np.ndarray, "h w"]
     window: Window
@@ -80,7 +81,7 @@ class PreparedPhoto:
 def read_case(
     scene: ImageLike | Photo,
     mask: ImageLike | None,
-    reference: ImageLike,
+    reference: ImageLike | None,
     config: ModelConfig,
     *,
     box: Sequence[int] | None = None,
@@ -93,7 +94,7 @@ def read_case(
     Args:
         scene: path, Pillow image or uint8 array; any size.
         mask: of the scene's displayed size, white (>= 128) = fill; None with `box`.
-        reference: photo of the product.
+        reference: photo of the product; None for a model that a prompt tells of its own.
         config: see `prepare`.
         box: x0, y0, x1, y1 in pixels of the displayed scene.
         context: see `window.crop_window`.
@@ -104,6 +105,7 @@ def read_case(
         InputError: an input that cannot be used.
     """
     check_context(context)
+    check_reference(reference, config)
     photo = scene if isinstance(scene, Photo) else read_photo(scene)
     size = (photo.pixels.shape[0], photo.pixels.shape[1])
     if mask is not None and box is None:
@@ -122,8 +124,8 @@ def read_case(
             f"scene: the square round the mask is {side} pixels wide, of {MAX_WINDOW} at most; make the scene smaller, "
             "or the mask"
         )
-    product = read_reference(reference)
-    if not keep_backdrop:
+    product = None if reference is None else read_reference(reference)
+    if product is not None and not keep_backdrop:
         product = clean_reference(product)
     return PreparedPhoto(
         photo, tuple(prepare(photo.pixels, mask, product, config, context, keep_backdrop=True) for mask in masks)
@@ -133,7 +135,7 @@ def read_case(
 def prepare(
     scene: UInt8[np.ndarray, "h w 3"],
     mask: UInt8[np.ndarray, "h w"],
-    reference: UInt8[np.ndarray, "rh rw c"],
+    reference: UInt8[np.ndarray, "rh rw c"] | None,
     config: ModelConfig,
     context: float = DEFAULT_CONTEXT,
     keep_backdrop: bool = False,
@@ -143,7 +145,7 @@ def prepare(
     Args:
         scene: RGB of any size.
         mask: {0, 1} of the scene's size, 1 = fill.
-        reference: RGB, or RGBA where some of it is transparent.
+        reference: RGB, or RGBA where some of it is transparent; None for a model with a prompt.
         config: the sizes that the model takes, and how it was taught to place the hint.
         context: see `window.crop_window`.
         keep_backdrop: leave a reference's off-white studio backdrop as it is; see `backdrop.whiten_backdrop`.
@@ -152,15 +154,13 @@ def prepare(
         ValueError: an empty mask or a negative context.
     """
     size = config.image_size
-    if not keep_backdrop:
-        reference = clean_reference(reference)
     window = crop_window(mask, context)
     small_mask = extract_mask(mask, window, size)
     small_scene = extract(scene, window, size)
-    batch = {
-        "scene": small_scene,
-        "mask": small_mask[..., None],
-        "reference": frame_reference(reference, config.reference_encoder.image_size, config.hint.trim),
-        "hint": make_hint(reference, small_mask, small_scene, small_mask, config.hint),
-    }
+    batch = {"scene": small_scene, "mask": small_mask[..., None]}
+    if reference is not None:
+        if not keep_backdrop:
+            reference = clean_reference(reference)
+        batch["reference"] = frame_reference(reference, config.reference_size, config.hint.trim)
+        batch["hint"] = make_hint(reference, small_mask, small_scene, small_mask, config.hint)
     return Prepared(batch, scene, mask, window)

@@ -22,14 +22,21 @@ Entry = dict[str, Any]
 
 
 class ResultsLog:
-    """The results in a folder: those of earlier runs, and those of this process."""
+    """The results in a folder: those of earlier runs, and those of this process.
+
+    Attributes:
+        path: the file that this process adds to.
+        made: images that this process has made.
+        failed: images that it could not make.
+    """
 
     def __init__(self, folder: Path, process_id: int = 0, num_processes: int = 1) -> None:
         self._folder = folder
         name = RESULTS_FILE if num_processes == 1 else f"results-{process_id:05d}-of-{num_processes:05d}.jsonl"
-        self._path = folder / name
+        self.path = folder / name
         self._lock = threading.Lock()
         self._known = read_results(folder)
+        self.made = self.failed = 0
 
     def is_done(self, output: Path, fingerprint: str) -> bool:
         """Whether an earlier run has made this image of the same inputs with the same settings, and it is there."""
@@ -44,15 +51,19 @@ class ResultsLog:
         """
         line = json.dumps({**entry, "finished": datetime.now(UTC).isoformat(timespec="milliseconds")})
         try:
-            with self._lock, self._path.open("ab+") as file:
+            with self._lock, self.path.open("ab+") as file:
                 # A process that was killed may have left half a line.
                 if file.tell() > 0:
                     file.seek(-1, os.SEEK_END)
                     if file.read(1) != b"\n":
                         line = "\n" + line
                 file.write((line + "\n").encode())
+                if "error" in entry:
+                    self.failed += 1
+                else:
+                    self.made += 1
         except OSError as error:
-            raise InputError(f"results {self._path}: cannot be written ({error.strerror})") from None
+            raise InputError(f"results {self.path}: cannot be written ({error.strerror})") from None
 
     def merge(self, order: Sequence[str]) -> None:
         """Put every process's lines together in results.jsonl: one for each image, the newest, in the order of `order`.

@@ -95,6 +95,12 @@ def encode_reference(
     return model_of(settings).encode_reference(params, inputs["reference"])
 
 
+@partial(jax.jit, static_argnames=("settings", "cases"))
+def prompt_tokens(params: Params, cases: int, settings: SamplerSettings) -> Float[Array, "cases l d"]:
+    """The tokens of the prompt that stands for a model's one product, for each case; needs `prompts`."""
+    return model_of(settings).prompts(params, jnp.zeros(cases))
+
+
 @partial(jax.jit, static_argnames=("settings", "images_per_case"))
 def condition(
     params: Params,
@@ -109,7 +115,7 @@ def condition(
     Args:
         params: All trained networks.
         scene: From `encode_scene`.
-        tokens: From `encode_reference`.
+        tokens: From `encode_reference` or `prompt_tokens`.
         hint: The stitched reference, RGB, of the scene's size; None drops it.
         settings: Static; `guidance` and `unconditional` count.
         images_per_case: Static; how many images each case has.

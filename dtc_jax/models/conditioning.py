@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from dtc_jax.config import ModelConfig
 from dtc_jax.models.layers import Dense
@@ -12,7 +12,7 @@ from dtc_jax.models.paint_by_example import PaintByExampleProjection
 
 
 def reference_projection(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> Dense | PaintByExampleProjection:
-    """From the reference encoder's width to the cross-attention's: one dense layer (paper 5.2), or Paint by Example's
+    """From an image encoder's width to the cross-attention's: one dense layer (paper 5.2), or Paint by Example's
     mapper."""
     width = config.unet.cross_attention_dim
     if config.reference.projection == "dense":
@@ -22,18 +22,31 @@ def reference_projection(config: ModelConfig, dtype: DTypeLike = jnp.float32) ->
 
 
 def drop_tokens(
-    tokens: Float[Array, "b l d"], null: Float[Array, "1 1 d"], keep: Float[Array, " b"]
+    tokens: Float[Array, "b l d"], null: Float[Array, "1 n d"], keep: Float[Array, " b"]
 ) -> Float[Array, "b l d"]:
-    """Replace all tokens of some samples with the one learned null vector.
+    """Replace all tokens of some samples with the null tokens.
 
     Args:
-        tokens: Of the references.
-        null: The null vector, the same at every position (as in Paint by Example).
+        tokens: Of the references, or of prompts.
+        null: One learned vector, the same at every position (as in Paint by Example); or the empty prompt's tokens.
         keep: 1 keeps a sample's tokens, 0 replaces them.
     """
     return jnp.where(keep[:, None, None] > 0, tokens, null.astype(tokens.dtype))
 
 
-def null_like(tokens: Float[Array, "b l d"], null: Float[Array, "1 1 d"]) -> Float[Array, "b l d"]:
-    """The null vector at every position of `tokens`, for the unconditional branch."""
+def null_like(tokens: Float[Array, "b l d"], null: Float[Array, "1 n d"]) -> Float[Array, "b l d"]:
+    """The null tokens in the shape of `tokens`, for the unconditional branch."""
     return jnp.broadcast_to(null.astype(tokens.dtype), tokens.shape)
+
+
+def choose_prompts(
+    product: Float[Array, "1 l d"], class_prompt: Float[Array, "1 l d"], prior: Num[Array, " b"]
+) -> Float[Array, "b l d"]:
+    """Each sample's prompt.
+
+    Args:
+        product: Tokens of the prompt that stands for the product.
+        class_prompt: Tokens of the one that stands for any product of its class.
+        prior: 1 for a picture of the class, 0 for a photo of the product.
+    """
+    return jnp.where(prior[:, None, None] > 0, class_prompt, product)

@@ -8,7 +8,8 @@ computed for one row. Exactly, not nearly:
   case, and of any number of steps in one pass.
 - Keys and values of the tokens are the same at every step and for all images of a case.
 - The unconditional branch's tokens are one vector at every position: attending to them gives its value, whatever the
-  queries, so that its cross-attentions are one constant each.
+  queries, so that its cross-attentions are one constant each. (An empty prompt's tokens differ: that branch then
+  attends, to keys and values that are computed once.)
 - Up to the first cross-attention the branches do not differ.
 """
 
@@ -195,7 +196,7 @@ def bind_conditions(
         images_per_case: Latents that a case has in a row in the batch that is denoised.
     """
     images = tokens.shape[0] * images_per_case
-    null = model.null_tokens(params, tokens[:1, :1])
+    null = params["null_tokens"]["embedding"].astype(tokens.dtype)
     nulls = jnp.broadcast_to(null, (images, *null.shape[1:])) if guidance else None
     inputs = None
     if model.has_hint and hint is not None:

@@ -6,7 +6,7 @@
 
 Parameters are one nested dict with a tree per network: `unet`, `hint_encoder`, `hint_adapter`, `fusion`,
 `reference_projection`, `null_tokens` are trained, `vae`, `reference_encoder`, `vgg`, `hed` usually are not. The paper's
-variants are values of the configuration (docs/variants.md): some lack networks, one has `hed`.
+variants are values of the configuration (docs/variants.md): some lack networks, one has `hed`, one `prompts`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Float, Int, Key, Num
 
-from dtc_jax.config import AutoencoderKLConfig, AutoencoderTinyConfig, CLIPVisionConfig, ModelConfig
+from dtc_jax.config import AutoencoderKLConfig, AutoencoderTinyConfig, CLIPTextConfig, CLIPVisionConfig, ModelConfig
 from dtc_jax.models import conditioning
 from dtc_jax.models.autoencoder_kl import AutoencoderKL, sample_posterior, scale, unscale
 from dtc_jax.models.autoencoder_tiny import AutoencoderTiny
-from dtc_jax.models.clip import CLIPVisionModel
+from dtc_jax.models.clip import CLIPTextModel, CLIPVisionModel
 from dtc_jax.models.dinov2 import Dinov2Model
 from dtc_jax.models.fusion import Feature, Fuse, Fusion, Modulation, keep_modulations
 from dtc_jax.models.hed import ControlNetHED
@@ -97,11 +97,14 @@ class DiffuseToChoose:
         return PatchAutoencoder(self.config.vae, self.dtype)
 
     @property
-    def reference_encoder(self) -> Dinov2Model | CLIPVisionModel:
-        """Encoder of the reference photo."""
-        if isinstance(self.config.reference_encoder, CLIPVisionConfig):
-            return CLIPVisionModel(self.config.reference_encoder, self.dtype)
-        return Dinov2Model(self.config.reference_encoder, self.dtype)
+    def reference_encoder(self) -> Dinov2Model | CLIPVisionModel | CLIPTextModel:
+        """Encoder of the reference photo, or of prompts."""
+        encoder = self.config.reference_encoder
+        if isinstance(encoder, CLIPTextConfig):
+            return CLIPTextModel(encoder, self.dtype)
+        if isinstance(encoder, CLIPVisionConfig):
+            return CLIPVisionModel(encoder, self.dtype)
+        return Dinov2Model(encoder, self.dtype)
 
     @property
     def vgg(self) -> VGG:
@@ -150,24 +153,26 @@ class DiffuseToChoose:
         pixels = max(latent * config.vae.factor, 2 ** len(config.vgg.block_channels))
         image = _spec(1, pixels, pixels, 3)
         time, tokens = _spec(1), _spec(1, 1, width)
-        reference = config.reference_encoder.image_size
-        shapes = {
-            "unet": _shapes(self.unet, _spec(1, latent, latent, config.unet.in_channels), time, tokens),
-            "reference_projection": _shapes(
-                self.reference_projection, _spec(1, 1, config.reference_encoder.hidden_size)
-            ),
-            "null_tokens": {"embedding": _spec(1, 1, width)},
-            "vae": _shapes(self.vae, image),
-            "reference_encoder": _shapes(self.reference_encoder, _spec(1, reference, reference, 3)),
-            "vgg": _shapes(self.vgg, image),
-        }
+        shapes = {"unet": _shapes(self.unet, _spec(1, latent, latent, config.unet.in_channels), time, tokens)}
+        if config.prompted:
+            prompt = _spec(1, config.num_reference_tokens, width)
+            shapes["prompts"] = {"product": prompt, "class": prompt}
+            shapes["null_tokens"] = {"embedding": prompt}
+            shapes["reference_encoder"] = _shapes(self.reference_encoder, jax.ShapeDtypeStruct((1, 1), jnp.int32))
+        else:
+            reference = config.reference_size
+            features = _spec(1, 1, config.reference_encoder.hidden_size)
+            shapes["reference_projection"] = _shapes(self.reference_projection, features)
+            shapes["null_tokens"] = {"embedding": _spec(1, 1, width)}
+            shapes["reference_encoder"] = _shapes(self.reference_encoder, _spec(1, reference, reference, 3))
+        shapes |= {"vae": _shapes(self.vae, image), "vgg": _shapes(self.vgg, image)}
         if self.has_hint:
-            features = tuple(_spec(1, 1, 1, channels) for channels in feature_channels(config.unet))
+            places = tuple(_spec(1, 1, 1, channels) for channels in feature_channels(config.unet))
             inputs = _spec(1, latent, latent, config.vae.latent_channels)
             if self.has_adapter:
                 shapes["hint_adapter"] = _shapes(self.hint_adapter, image)
             shapes["hint_encoder"] = _shapes(self.hint_encoder, inputs, time, tokens)
-            shapes["fusion"] = _shapes(self.fusion, features)
+            shapes["fusion"] = _shapes(self.fusion, places)
         if config.hint.kind == "hed":
             edged = 2 ** (len(config.hed.block_channels) - 1)
             shapes["hed"] = _shapes(self.hed, _spec(1, edged, edged, 3))
@@ -249,8 +254,25 @@ class DiffuseToChoose:
         """Tokens for the cross-attention; `project` after `reference_features`."""
         return self.project(params, self.reference_features(params, reference))
 
+    def encode_prompts(self, params: Params, token_ids: Int[Array, "b l"]) -> Tokens:
+        """Tokens for the cross-attention from prompts' ids; needs `reference_encoder`, a text encoder.
+
+        Args:
+            params: All networks, or that one.
+            token_ids: As Stable Diffusion pads them, to the encoder's full length.
+        """
+        return _apply(self.reference_encoder, params["reference_encoder"], token_ids)[0]
+
+    def prompts(self, params: Params, prior: Num[Array, " b"]) -> Tokens:
+        """Each sample's prompt, encoded before training: the product's, or where `prior` is 1 its class's.
+
+        Needs `prompts` alone.
+        """
+        stored = params["prompts"]
+        return conditioning.choose_prompts(stored["product"], stored["class"], prior).astype(self.dtype)
+
     def null_tokens(self, params: Params, tokens: Tokens) -> Tokens:
-        """The learned null vector at every position of `tokens`."""
+        """The learned null vector at every position of `tokens`; of a model with prompts, the empty prompt's tokens."""
         return conditioning.null_like(tokens, params["null_tokens"]["embedding"])
 
     def drop_tokens(self, params: Params, tokens: Tokens, keep: Float[Array, " b"]) -> Tokens:
@@ -316,7 +338,7 @@ class DiffuseToChoose:
         self,
         params: Params,
         tokens: Tokens,
-        null: Float[Array, "images 1 d"] | None,
+        null: Float[Array, "images n d"] | None,
         network: Literal["unet", "hint_encoder"] = "unet",
     ) -> tuple[tuple[Context, ...], ...]:
         """What a network's cross-attentions make of the tokens, for `predict` or `encode_hint` in their place.
@@ -324,7 +346,7 @@ class DiffuseToChoose:
         Args:
             params: Needs the network.
             tokens: From `encode_reference`, of each case.
-            null: The null vector, once for each image, if unconditional rows are wanted.
+            null: The null tokens (one vector stands for any number), for each image, if unconditional rows are wanted.
             network: The U-Net or the hint encoder.
         """
         module = self.unet if network == "unet" else self.hint_encoder

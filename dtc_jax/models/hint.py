@@ -85,7 +85,7 @@ class HintEncoder(nn.Module):
         self.mid_block = MidBlock(self.config, self.dtype, self.remat)
 
     def contexts(
-        self, tokens: Float[Array, "cases l d"], null: Float[Array, "images 1 d"] | None
+        self, tokens: Float[Array, "cases l d"], null: Float[Array, "images n d"] | None
     ) -> tuple[tuple[Context, ...], ...]:
         """What all cross-attentions make of the tokens, for `__call__` in their place; see the U-Net's."""
         return block_contexts((*self.down_blocks, self.mid_block), tokens, null)

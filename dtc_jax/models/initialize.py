@@ -32,8 +32,8 @@ RULES: tuple[Rule, ...] = (
     (r"/kernel$", "lecun_normal"),
     (r"/(bias|mask_token)$", "zeros"),
     (r"/(scale|lambda1)$", "ones"),
-    (r"/(cls_token|position_embeddings|class_embedding|position_embedding/embedding)$", "small_normal"),
-    (r"^null_tokens/", "normal"),
+    (r"/(cls_token|position_embeddings|class_embedding|(position|token)_embedding/embedding)$", "small_normal"),
+    (r"^(null_tokens|prompts)/", "normal"),
 )
 """Regular expressions over parameter paths; the first that is found in a path decides."""
 

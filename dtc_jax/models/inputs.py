@@ -91,7 +91,9 @@ def _check_sizes(batch: Mapping[str, Array], config: ModelConfig) -> None:
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {height}x{width}" for name, (height, width) in sizes.items())
         raise ValueError(f"scene, hint and mask need the same size, not {listed}")
-    expected = (config.reference_encoder.image_size,) * 2
-    if "reference" in batch and batch["reference"].shape[1:3] != expected:
+    if "reference" not in batch:
+        return
+    expected = (config.reference_size,) * 2
+    if batch["reference"].shape[1:3] != expected:
         height, width = batch["reference"].shape[1:3]
         raise ValueError(f"reference is {height}x{width}; the reference encoder takes {expected[0]}x{expected[1]}")

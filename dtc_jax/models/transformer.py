@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -20,9 +21,10 @@ class Context(NamedTuple):
 
     keys_values: KeysValues
     """Of each case's tokens; the images of a case share them."""
-    null: Float[Array, "images 1 c"] | None
+    null: Float[Array, "images 1 c"] | KeysValues | None
     """The layer's output, for each image, where all tokens are the null vector: equal values mixed in any proportion
-    are that value, so that there is nothing to attend to. None: there are no unconditional rows."""
+    are that value, so that there is nothing to attend to. Of null tokens that differ (an empty prompt's), their keys
+    and values, for each image. None: there are no unconditional rows."""
 
 
 Tokens = Float[Array, "b k d"] | Context
@@ -58,22 +60,30 @@ class Attention(nn.Module):
         """Keys and values of the context, heads split."""
         return split_heads(self.to_k(context), self.num_heads), split_heads(self.to_v(context), self.num_heads)
 
-    def context(self, tokens: Float[Array, "cases k d"], null: Float[Array, "images 1 d"] | None) -> Context:
-        """What `attend_context` needs of tokens and of the null vector."""
-        return Context(self.keys_values(tokens), None if null is None else self.to_out[0](self.to_v(null)))
+    def context(self, tokens: Float[Array, "cases k d"], null: Float[Array, "images n d"] | None) -> Context:
+        """What `attend_context` needs of tokens and of the null tokens, of which one stands for any number."""
+        if null is None:
+            return Context(self.keys_values(tokens), None)
+        several = null.shape[1] > 1
+        return Context(self.keys_values(tokens), self.keys_values(null) if several else self.to_out[0](self.to_v(null)))
 
     def attend_context(self, x: Float[Array, "b q c"], context: Context) -> Float[Array, "b2 q c"]:
-        """Attend from conditional rows to their case's tokens; unconditional ones have nothing to attend to."""
+        """Attend from conditional rows to their case's tokens; unconditional ones attend to null tokens that differ,
+        and have nothing to attend to where there is one null vector."""
         rows, length, channels = x.shape
-        images = rows if context.null is None else context.null.shape[0]
-        conditional = x.reshape(images, -1, length, channels)[:, 0]
+        images = rows if context.null is None else jax.tree.leaves(context.null)[0].shape[0]
+        branches = x.reshape(images, -1, length, channels)
+        conditional = branches[:, 0]
         # The images of one case are more queries of one attention.
         cases = context.keys_values[0].shape[0]
         output = self.attend(conditional.reshape(cases, -1, channels), context.keys_values)
         output = output.reshape(images, length, channels)
         if context.null is None:
             return output
-        null = jnp.broadcast_to(context.null, output.shape)
+        if isinstance(context.null, tuple):
+            null = self.attend(branches[:, -1], context.null)
+        else:
+            null = jnp.broadcast_to(context.null, output.shape)
         return jnp.stack([output, null], axis=1).reshape(-1, length, channels)
 
     def attend(self, x: Float[Array, "b q c"], keys_values: KeysValues) -> Float[Array, "b q c"]:
@@ -162,7 +172,7 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = [TransformerBlock(self.features, self.num_heads, self.dtype)]
         self.proj_out = Conv2d(self.features, kernel_size=1, padding=0, dtype=self.dtype)
 
-    def context(self, tokens: Float[Array, "cases k d"], null: Float[Array, "images 1 d"] | None) -> Context:
+    def context(self, tokens: Float[Array, "cases k d"], null: Float[Array, "images n d"] | None) -> Context:
         """The cross-attention's `Context`."""
         return self.transformer_blocks[0].attn2.context(tokens, null)
 

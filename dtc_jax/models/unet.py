@@ -161,7 +161,7 @@ def part(tokens: Any, index: int) -> Any:
 
 
 def block_contexts(
-    blocks: Sequence[nn.Module], tokens: Float[Array, "cases l d"], null: Float[Array, "images 1 d"] | None
+    blocks: Sequence[nn.Module], tokens: Float[Array, "cases l d"], null: Float[Array, "images n d"] | None
 ) -> tuple[tuple[Context, ...], ...]:
     """A `Context` for every transformer of every block."""
     return tuple(
@@ -240,13 +240,13 @@ class UNet2DConditionModel(nn.Module):
         return self.time_embedding(timestep_embedding(timesteps, self.config.block_out_channels[0]))
 
     def contexts(
-        self, tokens: Float[Array, "cases l d"], null: Float[Array, "images 1 d"] | None
+        self, tokens: Float[Array, "cases l d"], null: Float[Array, "images n d"] | None
     ) -> tuple[tuple[Context, ...], ...]:
         """What all cross-attentions make of the tokens, for `__call__` in their place: encoder, middle, decoder.
 
         Args:
             tokens: Of each case.
-            null: The null vector, once for each image, if unconditional rows are wanted.
+            null: The null tokens (one vector stands for any number), for each image, if unconditional rows are wanted.
         """
         return block_contexts((*self.down_blocks, self.mid_block, *self.up_blocks), tokens, null)
 

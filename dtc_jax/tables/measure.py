@@ -85,7 +85,7 @@ def measure_runs(
         ValueError: runs of different sizes, or none.
     """
     pipelines = {name: Pipeline.load(folder) for name, folder in folders.items()}
-    sizes = {(p.config.model.image_size, p.config.model.reference_encoder.image_size) for p in pipelines.values()}
+    sizes = {(p.config.model.image_size, p.config.model.reference_size) for p in pipelines.values()}
     if len(sizes) != 1:
         raise ValueError(f"runs of one image size and one reference size can be compared, not {sorted(sizes)}")
     image_size, reference_size = sizes.pop()

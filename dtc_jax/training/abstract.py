@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -44,14 +45,24 @@ def abstract_batch(config: ExperimentConfig, batch_size: int) -> PyTree:
 
     Images and mask are uint8, the index is uint32, cached tokens and latents are float32.
     """
+    arrays: dict[str, tuple[tuple[int, ...], Any]]
     model = config.model
-    size, reference_size = model.image_size, model.reference_encoder.image_size
+    size = model.image_size
+    if model.prompted:
+        arrays = {
+            "scene": ((size, size, 3), jnp.uint8),
+            "mask": ((size, size, 1), jnp.uint8),
+            "prior": ((), jnp.uint8),
+            "index": ((), jnp.uint32),
+        }
+        return _abstract(arrays, batch_size)
+    reference_size = model.reference_size
     if config.stage == "vgg":
         return jax.eval_shape(lambda: sample_batch(0, 0, batch_size, size=size, reference_size=reference_size))
     latent_size = size // model.vae.factor
     latents = ((latent_size, latent_size, model.vae.latent_channels), jnp.float32)
     tokens = ((model.num_reference_tokens, model.reference_encoder.hidden_size), jnp.float32)
-    arrays: dict[str, tuple[tuple[int, ...], Any]] = {
+    arrays = {
         "scene": ((size, size, 3), jnp.uint8),
         "mask": ((size, size, 1), jnp.uint8),
         "reference": ((reference_size, reference_size, 3), jnp.uint8),
@@ -62,4 +73,8 @@ def abstract_batch(config: ExperimentConfig, batch_size: int) -> PyTree:
         arrays["tokens"] = tokens
     if "latents" in config.data.cached:
         arrays |= {name: latents for name in ("latent_mean", "latent_logvar", "masked_latents")}
+    return _abstract(arrays, batch_size)
+
+
+def _abstract(arrays: Mapping[str, tuple[tuple[int, ...], Any]], batch_size: int) -> PyTree:
     return {name: jax.ShapeDtypeStruct((batch_size, *shape), dtype) for name, (shape, dtype) in arrays.items()}

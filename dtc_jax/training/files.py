@@ -33,7 +33,7 @@ def write_text(path: Path, text: str) -> None:
         OSError: see `written_beside`.
     """
     with written_beside(path) as scratch:
-        scratch.write_text(text)
+        scratch.write_text(text, encoding="utf-8")
 
 
 def remove_unfinished(folder: Path, attempts: int = 1) -> None:

@@ -21,6 +21,7 @@ from dtc_jax.training.sharding import replicated
 from dtc_jax.training.source import evaluation_batch
 
 COLUMNS = ("scene", "mask", "reference", "hint", "result", "truth")
+"""Reference and hint are left out where there are none."""
 
 
 @lru_cache(maxsize=1)
@@ -53,10 +54,11 @@ def write_sample_grid(
     images = np.asarray(result.addressable_data(0))
     painted = np.where(mask, np.round(images * 255).astype(np.uint8), truth)
     greyed = np.where(mask, np.uint8(128), truth)
-    columns = (greyed, mask[..., 0] * np.uint8(255), batch["reference"], batch["hint"], painted, truth)
-    rows = list(zip(*columns, strict=True))
+    pictures = {**batch, "scene": greyed, "mask": mask[..., 0] * np.uint8(255), "result": painted, "truth": truth}
+    shown = [name for name in COLUMNS if name in pictures]
+    rows = list(zip(*(pictures[name] for name in shown), strict=True))
     path.parent.mkdir(parents=True, exist_ok=True)
-    grid = contact_sheet(rows, COLUMNS)
+    grid = contact_sheet(rows, shown)
     with written_beside(path) as scratch:
         grid.save(scratch)
     return grid

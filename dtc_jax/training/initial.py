@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,15 @@ from jaxtyping import Array, Key, PyTree
 
 from dtc_jax.config import (
     AutoencoderTinyConfig,
+    CLIPTextConfig,
     CLIPVisionConfig,
     ConfigError,
+    DINOv2Config,
     ExperimentConfig,
     ModelConfig,
     PatchAutoencoderConfig,
 )
+from dtc_jax.data.tokenizer import BYTE_VOCABULARY
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.models.hint import replicate_encoder
 from dtc_jax.models.initialize import initialize
@@ -26,6 +29,7 @@ from dtc_jax.training.cached_networks import check_cached_networks
 from dtc_jax.training.classifier import init_heads
 from dtc_jax.training.source import training_scenes
 from dtc_jax.weights.model_folder import check_params, unflatten_params
+from dtc_jax.weights.prompts import encode_prompts, find_tokenizer
 from dtc_jax.weights.run_folder import load_checkpoint
 from dtc_jax.weights.starting_parts import is_taesd, taesd
 
@@ -46,13 +50,14 @@ def needed_networks(config: ExperimentConfig) -> tuple[str, ...]:
         return STAGE_NETWORKS[config.stage]
     perceptual, taesd = config.loss.perceptual_weight > 0, config.loss.perceptual_decoder == "taesd"
     kind, sampled = config.model.hint.kind, config.training.sample_every > 0
-    hinted = kind != "none"
+    hinted, prompted = kind != "none", config.model.prompted
     needed = {
         "unet": True,
         "hint_encoder": hinted,
         "hint_adapter": hinted and kind != "latent",
         "fusion": hinted,
-        "reference_projection": True,
+        "reference_projection": not prompted,
+        "prompts": prompted,
         "null_tokens": True,
         "vae": "latents" not in config.data.cached or (perceptual and not taesd) or sampled or kind == "latent",
         "reference_encoder": "tokens" not in config.data.cached or sampled,
@@ -77,7 +82,7 @@ def initial_params(
 
     Raises:
         ConfigError: a folder holds nothing that the stage needs, or its U-Net reads masks of the other polarity; or no
-            folder holds TAESD, which is not trained here, where it is needed.
+            folder holds TAESD, which is not trained here, where it is needed; or none holds what a prompt needs.
         ModelFolderError: a folder's network has other names or shapes than the configuration describes.
     """
     wanted = needed_networks(config)
@@ -129,6 +134,8 @@ def initial_params(
             "loss.perceptual_decoder = taesd: no folder of --init-from holds TAESD; name one whose autoencoder it is, "
             "or that of taesd_encoder.safetensors and taesd_decoder.safetensors"
         )
+    if config.model.prompted and not resumed:
+        params |= initial_prompts(config, params["reference_encoder"], loaded_networks, init_from)
     if "unet" in loaded_networks and "hint_encoder" in params and "hint_encoder" not in loaded_networks:
         # The replica is one of the U-Net that training starts from, not of the random one that it replaced.
         params["hint_encoder"] = replicate_encoder(params["unet"], config.model.vae.latent_channels)
@@ -148,14 +155,47 @@ def other_kinds(wanted: ModelConfig, stored: ModelConfig) -> dict[str, str]:
         if one != other:
             kinds[network] = f"the experiment's {what} is {one}, not {other}"
 
-    encoders = [
-        "CLIP" if isinstance(model.reference_encoder, CLIPVisionConfig) else "DINOv2" for model in (wanted, stored)
-    ]
+    encoders = [_ENCODERS[type(model.reference_encoder)] for model in (wanted, stored)]
     compare("fusion", "fusion", wanted.fusion.kind, stored.fusion.kind)
     compare("reference_encoder", "reference encoder", *encoders)
     compare("reference_projection", "reference encoder", *encoders)
     compare("reference_projection", "projection", wanted.reference.projection, stored.reference.projection)
+    conditions = ["a prompt" if model.prompted else "a reference" for model in (wanted, stored)]
+    compare("null_tokens", "condition", *conditions)
     return kinds
+
+
+_ENCODERS: dict[type, str] = {DINOv2Config: "DINOv2", CLIPVisionConfig: "CLIP", CLIPTextConfig: "CLIP's for texts"}
+
+
+def initial_prompts(
+    config: ExperimentConfig, text_encoder: PyTree, loaded: Collection[str], init_from: Sequence[Path]
+) -> dict[str, PyTree]:
+    """The prompts' tokens, which stay what the text encoder makes of them now.
+
+    Args:
+        config: The experiment; its model has prompts.
+        text_encoder: The parameters that training starts with.
+        loaded: Networks that came from folders.
+        init_from: The folders.
+
+    Raises:
+        ConfigError: no folder holds a U-Net to tune, or the text encoder and its tokenizer. Bytes alone need neither.
+    """
+    encoder = config.model.reference_encoder
+    assert isinstance(encoder, CLIPTextConfig)
+    if "unet" not in loaded:
+        raise ConfigError(
+            f"{config.name} tunes a model that can paint already: name its folder with --init-from (docs/variants.md)"
+        )
+    fresh = "reference_encoder" not in loaded
+    if fresh and encoder.vocab_size != BYTE_VOCABULARY:
+        raise ConfigError(
+            f"{', '.join(map(str, init_from))}: holds no text encoder, which {config.name} needs; make a start that "
+            "has one with convert_weights.py import --text-encoder"
+        )
+    tokenizer = find_tokenizer(config.model, () if fresh else init_from)
+    return encode_prompts(config.model, config.data, text_encoder, tokenizer)
 
 
 def published_taesd(folder: Path) -> PyTree:

@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 from dtc_jax.config import ExperimentConfig
 from dtc_jax.training.broken_records import BrokenLog
 from dtc_jax.training.checkpoints import Checkpoints, abstract_state
+from dtc_jax.training.class_images import prepare_product
 from dtc_jax.training.flops import train_flops_per_image
 from dtc_jax.training.grids import write_sample_grid
 from dtc_jax.training.hardware import accelerator
@@ -65,6 +66,7 @@ def train(
     main_process = jax.process_index() == 0
     mesh = make_mesh(config.training.fsdp_devices, devices, config.training.slices)
     check_batch(config.training, mesh)
+    config = prepare_product(config, run_dir, init_from, devices)
     source = make_source(config, mesh, BrokenLog(run_dir))
     # Once it is known that there is something to train on: what is written here a later start must agree with.
     prepare_run_dir(config, run_dir, write=main_process)

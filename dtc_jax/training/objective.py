@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
 from dtc_jax.config import ExperimentConfig
 from dtc_jax.data.cached import CACHED
@@ -33,6 +33,8 @@ Batch = Mapping[str, Any]
 `reference` [b, r, r, 3], `hint` [b, H, W, 3] (all uint8) and `index` [b] (uint32); and, computed before, in any
 floating-point type,
 
+- `prior` [b] (uint8), in place of `reference` and `hint` where the condition is a prompt: 1 for a picture of the class,
+  0 for a photo of the product;
 - `tokens` [b, l, hidden], what `DiffuseToChoose.reference_features` returns, in place of `reference`;
 - `latent_mean` and `latent_logvar` [b, h, w, c], what `DiffuseToChoose.vae_posterior` returns for the scene
   (unscaled), and `masked_latents` [b, h, w, c], what `encode_images` returns for the masked scene (scaled, the mode);
@@ -84,6 +86,16 @@ def equal_shares(batch: Batch) -> Float[Array, " b"]:
     return jnp.full((size,), 1 / size, jnp.float32)
 
 
+def prior_shares(prior: Num[Array, " b"], weight: float) -> Float[Array, " b"]:
+    """What samples weigh with prior preservation: the photos' mean, plus `weight` times the mean of the pictures of the
+    class (DreamBooth, equation 2)."""
+    pictures = jnp.sum(prior > 0)
+    photos = prior.shape[0] - pictures
+    # Of none there is no mean, and none that weighs anything.
+    one, other = (1 / jnp.maximum(count, 1).astype(jnp.float32) for count in (photos, pictures))
+    return jnp.where(prior > 0, weight * other, one)
+
+
 def diffusion_objective(config: ExperimentConfig) -> Objective:
     """Diffusion loss plus lambda times the perceptual loss of the decoded x0_hat, in one U-Net pass (paper 3.3).
 
@@ -97,7 +109,7 @@ def diffusion_objective(config: ExperimentConfig) -> Objective:
     schedule = make_schedule(
         diffusion.beta_schedule, diffusion.num_train_timesteps, diffusion.beta_start, diffusion.beta_end
     )
-    kind = diffusion.prediction_type
+    kind, prompted = diffusion.prediction_type, config.model.prompted
     perceptual = perceptual_term(model, config) if options.perceptual_weight > 0 else None
 
     def group(batch_size: int) -> int:
@@ -124,7 +136,7 @@ def diffusion_objective(config: ExperimentConfig) -> Objective:
             "noise_key": keys[:, 0],
             "posterior_key": keys[:, 1],
             "dropout": jax.vmap(jax.random.uniform)(keys[:, 2]),
-            "share": equal_shares(batch),
+            "share": prior_shares(batch["prior"], options.prior_weight) if prompted else equal_shares(batch),
         }
         if perceptual is not None:
             drawn["perceptual_share"] = perceptual_shares(timesteps, options)
@@ -156,6 +168,8 @@ def diffusion_objective(config: ExperimentConfig) -> Objective:
             errors = errors * min_snr_weight(kind, options.min_snr_gamma, schedule, timesteps)
         total = jnp.sum(batch["share"] * errors)
         metrics = {"diffusion": total}
+        if prompted:
+            metrics["product"] = jnp.sum(jnp.where(batch["prior"] > 0, 0, batch["share"]) * errors)
         if perceptual is not None:
             x0_hat = predict_x0(kind, output.astype(jnp.float32), noisy_latents, schedule, timesteps)
             parts = (x0_hat, images["scene"], mask, batch["perceptual_share"])
@@ -184,11 +198,14 @@ def scene_latents(model: DiffuseToChoose, params: PyTree, images: Batch) -> tupl
 
 
 def reference_tokens(model: DiffuseToChoose, params: PyTree, images: Batch) -> Tokens:
-    """Tokens for the cross-attention from the references, or from the encoder's output where the batch has it.
+    """Tokens for the cross-attention from the references, or from the encoder's output where the batch has it; or each
+    sample's prompt.
 
     Raises:
         ValueError: that output is another encoder's.
     """
+    if model.config.prompted:
+        return model.prompts(params, images["prior"])
     if "tokens" not in images:
         return model.encode_reference(params, images["reference"])
     width = model.config.reference_encoder.hidden_size

@@ -27,6 +27,7 @@ ORDER = (
     "fusion",
     "reference_projection",
     "null_tokens",
+    "prompts",
     "reference_encoder",
     "vae",
     "vgg",

@@ -25,6 +25,8 @@ def data_identity(config: ExperimentConfig) -> dict[str, Any]:
     if config.data.kind == "records":
         identity |= {"split": config.data.split, **describe_data_set(config)}
         identity.pop("licence", None)
+    elif config.data.kind == "product":
+        identity |= describe_data_set(config)
     return identity
 
 

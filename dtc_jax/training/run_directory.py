@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from dtc_jax.config import ConfigError, ExperimentConfig, config_to_json, load_config
+from dtc_jax.data.product import fingerprint_of, image_files
 from dtc_jax.data.records import find_data_set
+from dtc_jax.data.tokenizer import read_files
 from dtc_jax.training.files import write_text
+from dtc_jax.weights.prompts import TOKENIZER
 from dtc_jax.weights.training_data import DATA_FILE, TrainingData
 
 
@@ -48,9 +51,10 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> Non
         and data_path.exists()
         and _in_words(before := json.loads(data_path.read_text())) != _in_words(described)
     ):
+        field = "product" if config.data.kind == "product" else "path"
         raise ConfigError(
-            f"{config.data.path}: holds {_in_words(described)}, {run_dir} was started with {_in_words(before)}; "
-            "give data.path that one, or use another --run-dir"
+            f"{getattr(config.data, field)}: holds {_in_words(described)}, {run_dir} was started with "
+            f"{_in_words(before)}; give data.{field} that one, or use another --run-dir"
         )
     if write:
         try:
@@ -65,9 +69,19 @@ def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> Non
 def describe_data_set(config: ExperimentConfig) -> dict[str, Any]:
     """What a prepared data set is, wherever it lies: a run may go on where it has been copied to. Empty without one.
 
+    Of a product's photos, and of the pictures of its class, the version tells which files they are.
+
     Raises:
-        ConfigError: there is none at `data.path`.
+        ConfigError: there is none at `data.path`, or no photos in `data.product`.
     """
+    if config.data.kind == "product":
+        folders = {"data.product": config.data.product}
+        if config.loss.prior_weight > 0:
+            folders["data.class_images"] = config.data.class_images
+        files = {name: image_files(folder, name, "name the folder of them") for name, folder in folders.items()}
+        version = "-".join(fingerprint_of(paths) for paths in files.values())
+        count = len(files["data.product"])
+        return {"name": "product", "version": version, "size": config.model.image_size, "records": count}
     if config.data.kind != "records" or config.data.path is None:
         return {}
     found = find_data_set(config.data.path)
@@ -79,11 +93,17 @@ def describe_data_set(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def data_notes(config: ExperimentConfig, run_dir: Path) -> dict[str, str]:
-    """What goes into a model folder about the data that it was trained on: {file name: text}."""
-    path = run_dir / DATA_FILE
-    if config.data.kind == "records" and path.is_file():
-        return {DATA_FILE: path.read_text()}
-    return {DATA_FILE: TrainingData(config.data.kind).to_json()}
+    """What goes into a model folder about the data that it was trained on: {file name: text}.
+
+    With a prompt that is also the tokenizer that it was read with.
+    """
+    path, tokenizer = run_dir / DATA_FILE, run_dir / TOKENIZER
+    texts = (
+        {f"{TOKENIZER}/{name}": text for name, text in read_files(tokenizer).items()} if config.model.prompted else {}
+    )
+    if config.data.kind != "procedural" and path.is_file():
+        return {DATA_FILE: path.read_text(), **texts}
+    return {DATA_FILE: TrainingData(config.data.kind).to_json(), **texts}
 
 
 def _in_words(described: dict[str, Any]) -> str:

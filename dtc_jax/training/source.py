@@ -18,7 +18,9 @@ from dtc_jax.config import ConfigError, ExperimentConfig
 from dtc_jax.data.hints import canny_edges, stitched_scene
 from dtc_jax.data.pipeline import RecordReader, evaluation_records, stack
 from dtc_jax.data.procedural import sample_batch
+from dtc_jax.data.product import ProductPhotos
 from dtc_jax.training.broken_records import OnBroken, log_broken
+from dtc_jax.training.product_source import ProductSource
 from dtc_jax.training.record_source import RecordSource
 from dtc_jax.training.sharding import BATCH_SPEC
 
@@ -55,6 +57,8 @@ def make_source(config: ExperimentConfig, mesh: Mesh, on_broken: OnBroken = log_
                 "data.kind = records: records hold none of the labels that stage vgg learns; take data.kind procedural"
             )
         return RecordSource(config, mesh, on_broken)
+    if config.data.kind == "product":
+        return ProductSource(config, mesh)
     if config.data.cached:
         raise ConfigError("data.cached: the generated world has no cache; take data.kind records and its data.path")
     return GeneratedSource(config, mesh)
@@ -81,7 +85,7 @@ class GeneratedSource:
                 start + position * jnp.uint32(local_size),
                 local_size,
                 size=config.model.image_size,
-                reference_size=config.model.reference_encoder.image_size,
+                reference_size=config.model.reference_size,
                 fit=config.model.hint.fit,
                 trim=config.model.hint.trim,
                 region=config.model.hint.region,
@@ -121,14 +125,19 @@ def evaluation_batch(config: ExperimentConfig, count: int) -> dict[str, Any]:
     """The first `count` held-out samples, the same on every process and at every call.
 
     Of a data set of records they are the first of `data.evaluation_split`, not augmented, fine and box masks in turn; a
-    split with fewer starts again.
+    split with fewer starts again. Of a product there is nothing to hold out but masks: they are its photos in turn.
 
     Returns:
-        Host arrays `scene`, `mask`, `reference`, `hint` [count, ...], uint8; for the stage `vgg` its `labels`.
+        Host arrays `scene`, `mask`, `reference`, `hint` [count, ...], uint8; for the stage `vgg` its `labels`; of a
+        product `scene`, `mask` and `prior`, 0.
 
     Raises:
         ConfigError: no such data set or split.
     """
+    if config.data.kind == "product":
+        photos = ProductPhotos(config.data, config.model.image_size, prior=False)
+        samples = [photos.evaluation_sample(number) for number in range(count)]
+        return {name: np.stack([sample[name] for sample in samples]) for name in ("scene", "mask", "prior")}
     names = ("scene", "mask", "reference", "hint", *(["labels"] if config.stage == "vgg" else []))
     if config.data.kind == "records":
         batch, broken = evaluation_records(config.data, config.model, count)
@@ -144,7 +153,7 @@ def evaluation_batch(config: ExperimentConfig, count: int) -> dict[str, Any]:
             0,
             count,
             size=config.model.image_size,
-            reference_size=config.model.reference_encoder.image_size,
+            reference_size=config.model.reference_size,
             held_out=True,
             fit=config.model.hint.fit,
             trim=config.model.hint.trim,

@@ -9,6 +9,7 @@ ldm/models/diffusion/ddpm.py at 52a7e3736d579889e13c988403b7fd721bb22293.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -212,6 +213,14 @@ def _common(source: TensorSource, prefix: str, published: Mapping[str, Any]) -> 
         "intermediate_size": shape_of(source, f"{prefix}encoder.layers.0.mlp.fc1.weight", 2, _LIKE)[0],
         "num_hidden_layers": length(source.keys(), rf"{re.escape(prefix)}encoder\.layers\.(\d+)\."),
     }
+
+
+def to_transformers_text_config(config: CLIPTextConfig) -> dict[str, Any]:
+    """config.json of transformers' `CLIPTextModel`, without what says the class."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    # The marks are the last two entries, and padding is with the end.
+    marks = {"bos_token_id": config.eos_token_id - 1, "pad_token_id": config.eos_token_id}
+    return {"model_type": "clip_text_model", **fields, **marks}
 
 
 def _projection_dim(source: TensorSource, name: str, published: Mapping[str, Any], otherwise: int) -> int:

@@ -29,14 +29,16 @@ import numpy as np
 import tyro
 
 from dtc_jax.arguments import UsageError, parse_arguments, printable
-from dtc_jax.config import CLIPVisionConfig, ConfigError, HintConfig, ModelConfig, ReferenceConfig
+from dtc_jax.config import CLIPTextConfig, CLIPVisionConfig, ConfigError, HintConfig, ModelConfig, ReferenceConfig
 from dtc_jax.weights.checkpoint_source import Checkpoint, open_checkpoint
 from dtc_jax.weights.export_pytorch import export_pipeline
+from dtc_jax.weights.export_pytorch.stable_diffusion import PIPELINE_CLASS, export_inpainting
 from dtc_jax.weights.hub import locate
 from dtc_jax.weights.initialize_model import Parts, initialize_model
 from dtc_jax.weights.inspect import describe, inspect
 from dtc_jax.weights.model_folder import ModelFolderError
 from dtc_jax.weights.new_folder import refuse_existing
+from dtc_jax.weights.prompts import TOKENIZER
 from dtc_jax.weights.single_files import export_single_file
 from dtc_jax.weights.sources import read_sources
 from dtc_jax.weights.tensors import WeightsError
@@ -76,6 +78,8 @@ class ImportArguments:
     """A ControlNet to start the hint encoder from, in place of a copy of the U-Net's encoder."""
     hed: _Source = None
     """ControlNet's HED (ControlNetHED.pth), for hints that are the edges which it finds."""
+    text_encoder: _Source = None
+    """For DreamPaint, in place of a reference encoder: a folder with text_encoder/ and tokenizer/, mostly the base."""
     variant: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(optional)")] = None
     """Variant of the files in folders, e.g. fp16."""
     ema: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -222,6 +226,7 @@ def run_import(arguments: ImportArguments) -> int:
         vgg=located(arguments.vgg),
         hint_encoder=located(arguments.hint_encoder),
         hed=located(arguments.hed),
+        text_encoder=located(arguments.text_encoder, "text_encoder", TOKENIZER),
         variant=arguments.variant,
         ema=arguments.ema,
     )
@@ -235,13 +240,17 @@ def run_import(arguments: ImportArguments) -> int:
     )
     experiment, usual = experiment_of(start.config.model)
     flags = "".join(f" {flag}" for flag in other_than_default(start.config.model, usual))
-    command = f"python train.py {experiment} --run-dir RUN --init-from {arguments.output}{flags}"
+    photos = " --data.product PHOTOS" if start.config.model.prompted else ""
+    command = f"python train.py {experiment} --run-dir RUN --init-from {arguments.output}{photos}{flags}"
     print(f"{arguments.output}: complete; {command}")
     return 0
 
 
 def experiment_of(model: ModelConfig) -> tuple[str, ModelConfig]:
     """The experiment that trains a model of this kind, and its sizes."""
+    if model.prompted:
+        reference, hint = ReferenceConfig(projection="none"), HintConfig(kind="none")
+        return "dreampaint", ModelConfig(reference_encoder=CLIPTextConfig(), reference=reference, hint=hint)
     if isinstance(model.reference_encoder, CLIPVisionConfig):
         reference = ReferenceConfig(tokens="cls", projection="mapper")
         hint = HintConfig(kind="none")
@@ -284,11 +293,16 @@ def run_export(arguments: ExportArguments) -> int:
     sources = read_sources(arguments.started_from) if arguments.started_from is not None else []
     if arguments.started_from is not None and not sources:
         raise WeightsError(f"{arguments.started_from}: no imported model folder (it holds no sources.json)")
+    shard_bytes = int(min(arguments.max_shard_gb * 1e9, 2.0**62))  # inf: one file
+    if checkpoint.config.model.prompted:
+        export_inpainting(checkpoint, arguments.output, dtype=dtype, max_shard_bytes=shard_bytes, sources=sources)
+        print(f"{arguments.output}: complete; {PIPELINE_CLASS}.from_pretrained({str(arguments.output)!r})")
+        return 0
     export_pipeline(
         checkpoint,
         arguments.output,
         dtype=dtype,
-        max_shard_bytes=int(min(arguments.max_shard_gb * 1e9, 2.0**62)),  # inf: one file
+        max_shard_bytes=shard_bytes,
         with_vgg=arguments.with_vgg,
         sources=sources,
     )
@@ -300,6 +314,11 @@ def run_export(arguments: ExportArguments) -> int:
 def run_verify(arguments: VerifyArguments) -> int:
     """`verify`: the table; 1 if a row is beyond its tolerance."""
     checkpoint = open_checkpoint(arguments.checkpoint, arguments.weights)
+    if checkpoint.config.model.prompted:
+        raise WeightsError(
+            f"{checkpoint.path}: is exported for diffusers' own {PIPELINE_CLASS}; "
+            "verify compares with our pipeline's code"
+        )
     if arguments.exported is not None and not arguments.exported.is_dir():
         raise WeightsError(f"{arguments.exported}: no such folder; leave --exported out to export now")
     if arguments.num_inference_steps < 0 or arguments.seed < 0:

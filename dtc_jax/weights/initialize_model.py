@@ -3,7 +3,8 @@
 From a Stable Diffusion 1.x (or its inpainting model, or Paint by Example) alone: U-Net with as many input channels as
 are needed (zeros appended), the hint encoder as a copy of its encoder and middle, the autoencoder; adapter, fusion,
 token projection, null tokens fresh. DINOv2, VGG and a ControlNet for the hint encoder come with it or are fresh, too.
-CLIP in the place of DINOv2 makes it a start of Paint by Example, without a hint; HED one whose hint is edges.
+CLIP in the place of DINOv2 makes it a start of Paint by Example, without a hint; HED one whose hint is edges; CLIP's
+text encoder one of DreamPaint.
 """
 
 from __future__ import annotations
@@ -14,17 +15,8 @@ from pathlib import Path
 
 from jax.typing import DTypeLike
 
-from dtc_jax.config import (
-    ConfigError,
-    DINOv2Config,
-    ExperimentConfig,
-    HEDConfig,
-    HintConfig,
-    ModelConfig,
-    ReferenceConfig,
-    VGGConfig,
-    config_to_json,
-)
+from dtc_jax.config import ExperimentConfig, config_to_json
+from dtc_jax.data.tokenizer import Tokenizer, read_files
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights.diffuse_to_choose import with_more_inputs
 from dtc_jax.weights.export_pytorch import is_exported_folder, lost_of_export, open_exported
@@ -32,12 +24,15 @@ from dtc_jax.weights.layouts import flax_shapes
 from dtc_jax.weights.mapping import import_tensors
 from dtc_jax.weights.model_folder import CONFIG_FILE
 from dtc_jax.weights.new_folder import new_folder, refuse_existing
+from dtc_jax.weights.prompts import TOKENIZER
 from dtc_jax.weights.recognition import Detected
 from dtc_jax.weights.sources import Source, imported_from, write_sources
+from dtc_jax.weights.starting_config import starting_config
 from dtc_jax.weights.starting_parts import (
     CLIP_ENCODERS,
     base_networks,
     clip_parts,
+    encoded_prompts,
     fresh,
     imported,
     is_taesd,
@@ -47,7 +42,7 @@ from dtc_jax.weights.starting_parts import (
     replica,
     starting_unet,
     taesd,
-    vision_config,
+    text_encoder,
 )
 from dtc_jax.weights.tensors import LazyTensor, WeightsError, lacks_variant, write_tensors
 from dtc_jax.weights.training_data import DATA_FILE, TrainingData
@@ -67,6 +62,7 @@ class Parts:
         vgg: torchvision's VGG-19.
         hint_encoder: A ControlNet.
         hed: ControlNet's HED.
+        text_encoder: Stable Diffusion's folder with text_encoder/ and tokenizer/, in place of a reference encoder.
         variant: Of the files in folders, e.g. `fp16`.
         ema: Take the moving average of a single file that holds both.
     """
@@ -77,6 +73,7 @@ class Parts:
     vgg: Path | None = None
     hint_encoder: Path | None = None
     hed: Path | None = None
+    text_encoder: Path | None = None
     variant: str | None = None
     ema: bool = False
 
@@ -90,12 +87,14 @@ class Start:
         networks: Tensors of each network, named by Flax paths.
         sources: One per network: where it came from.
         data: What it was trained on, if it was.
+        tokenizer: Of its prompts, if it has any.
     """
 
     config: ExperimentConfig
     networks: Mapping[str, Sequence[LazyTensor]]
     sources: Sequence[Source]
     data: TrainingData | None = None
+    tokenizer: Tokenizer | None = None
 
 
 def initialize_model(
@@ -130,6 +129,10 @@ def initialize_model(
         write_sources(folder, start.sources)
         if start.data is not None:
             (folder / DATA_FILE).write_text(start.data.to_json())
+        if start.tokenizer is not None:
+            (folder / TOKENIZER).mkdir()
+            for name, text in start.tokenizer.files.items():
+                (folder / TOKENIZER / name).write_text(text, encoding="utf-8")
         (folder / CONFIG_FILE).write_text(config_to_json(start.config))
     return start
 
@@ -152,11 +155,17 @@ def start_from(parts: Parts, image_size: int | None = None, seed: int = 0) -> St
         "hint_encoder": part(parts.hint_encoder, "controlnet", parts.variant),
         "hed": part(parts.hed, "hed", parts.variant),
     }
+    words = text_encoder(parts.text_encoder, parts.variant)
+    if words is not None:
+        unused = [name for name in ("reference_encoder", "hint_encoder", "hed") if found[name] is not None]
+        if unused:
+            raise WeightsError(f"{parts.text_encoder}: with a text encoder there is no use for {', '.join(unused)}")
+        found["text_encoder"] = words[0]
     small = taesd(parts.vae) if is_taesd(parts.vae) else None
     autoencoder = small[0] if small else found["vae"]
     if autoencoder is None:
         raise WeightsError(f"{parts.base}: holds no autoencoder; name one as the vae")
-    config = _configuration(parts.base, unet, autoencoder, found, image_size or 512)
+    config = starting_config(parts.base, unet, autoencoder, found, image_size or 512)
     model = config.model
     shapes = {name: flax_shapes(tree) for name, tree in DiffuseToChoose(model).shapes().items()}
 
@@ -192,8 +201,14 @@ def start_from(parts: Parts, image_size: int | None = None, seed: int = 0) -> St
         add_fresh("fusion", "fresh: zeros, the identity")
     if found["hed"] is not None:
         add_imported("hed", found["hed"])
-    clip = found["reference_encoder"]
-    if clip is not None and clip.network in CLIP_ENCODERS:
+    clip, tokenizer = found["reference_encoder"], None
+    if words is not None:
+        encoder, where = imported(words[0], shapes["reference_encoder"]), words[1]
+        tokenizer = Tokenizer(read_files(where), str(where))
+        add("reference_encoder", encoder, _source("text_encoder", words[0], parts, "reference_encoder"))
+        for name, tokens in encoded_prompts(model, config.data, encoder, tokenizer).items():
+            add(name, tokens, Source(network=name, origin=f"encoded by {words[0].source.path}"))
+    elif clip is not None and clip.network in CLIP_ENCODERS:
         encoder, projection = clip_parts(clip, shapes["reference_projection"])
         add("reference_encoder", encoder, _source("reference_encoder", clip, parts))
         if projection:
@@ -202,10 +217,10 @@ def start_from(parts: Parts, image_size: int | None = None, seed: int = 0) -> St
             add_fresh("reference_projection", "fresh")
     else:
         add_fresh("reference_projection", "fresh")
-    null = null_tokens(base, shapes["null_tokens"])
+    null = None if words else null_tokens(base, shapes["null_tokens"])
     if null is not None:
         add("null_tokens", null, replace(unet_source, network="null_tokens", layout="Paint by Example's null vector"))
-    else:
+    elif "null_tokens" not in networks:
         by_example = unet.config.mask_channel == "keep"
         add_fresh(
             "null_tokens", f"fresh{f'; {parts.base} lacks image_encoder, which has the learned one' * by_example}"
@@ -220,54 +235,21 @@ def start_from(parts: Parts, image_size: int | None = None, seed: int = 0) -> St
             continue
         if detected is not None:
             add_imported(network, detected)
-        else:
+        elif words is None:
             add_fresh(network, f"fresh, untrained; give {advice} for anything but a try")
-    return Start(config, networks, sources)
+    return Start(config, networks, sources, tokenizer=tokenizer)
 
 
-def _source(network: str, detected: Detected, parts: Parts) -> Source:
-    named = getattr(parts, network, None) or parts.base
+def _source(part_name: str, detected: Detected, parts: Parts, network: str | None = None) -> Source:
+    named = getattr(parts, part_name, None) or parts.base
     note = f"; no {parts.variant} variant there" if lacks_variant(detected.source, named, parts.variant) else ""
-    return imported_from(network, str(detected.source.path), detected.layout.name + note)
-
-
-def _configuration(
-    base: Path, unet: Detected, vae: Detected, found: Mapping[str, Detected | None], image_size: int
-) -> ExperimentConfig:
-    latents = vae.config.latent_channels
-    if unet.config.in_channels not in (latents, 2 * latents + 1) or unet.config.out_channels != latents:
-        raise WeightsError(
-            f"{unet.source.path}: reads {unet.config.in_channels} channels and returns {unet.config.out_channels}, "
-            f"expected {latents} or {2 * latents + 1} and {latents}: the autoencoder has {latents}"
-        )
-    reference, vgg, hed = found["reference_encoder"], found["vgg"], found["hed"]
-    encoder = reference.config if reference else DINOv2Config(position_image_size=518)
-    hint, tokens = HintConfig(kind="hed" if hed else "reference"), ReferenceConfig()
-    if reference is not None and reference.network in CLIP_ENCODERS:
-        encoder = vision_config(reference)
-        layers = getattr(reference.config, "mapper_layers", ReferenceConfig.mapper_layers)
-        tokens = ReferenceConfig(tokens="cls", projection="mapper", mapper_layers=layers)
-        if hed is None and found["hint_encoder"] is None:
-            hint = HintConfig(kind="none")
-    try:
-        model = ModelConfig(
-            image_size=image_size,
-            unet=replace(unet.config, in_channels=2 * latents + 1),
-            vae=vae.config,
-            reference_encoder=encoder,
-            reference=tokens,
-            vgg=vgg.config if vgg else VGGConfig(),
-            hint=hint,
-            hed=hed.config if hed else HEDConfig(),
-        )
-    except ConfigError as error:
-        raise WeightsError(f"{base}: the parts do not go together: {error}") from None
-    return ExperimentConfig(model=model)
+    return imported_from(network or part_name, str(detected.source.path), detected.layout.name + note)
 
 
 def _from_exported(parts: Parts) -> Start:
     """The way back from an exported folder."""
-    others = [name for name in ("vae", "reference_encoder", "hint_encoder", "hed") if getattr(parts, name) is not None]
+    names = ("vae", "reference_encoder", "hint_encoder", "hed", "text_encoder")
+    others = [name for name in names if getattr(parts, name) is not None]
     if others:
         raise WeightsError(f"{parts.base}: is a whole model; {', '.join(others)} cannot be replaced in it")
     if parts.ema:

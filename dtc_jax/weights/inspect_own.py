@@ -99,6 +99,8 @@ def _own_part(path: Path, name: str, source: TensorSource, shapes: Mapping[str, 
 
 def _missing(folder: Path, config: ExperimentConfig, parts: list[Part]) -> list[Part]:
     there = {part.network for part in parts}
+    if config.loss.perceptual_weight == 0:
+        there.add("vgg")  # is never missed
     wanted = _STAGE_NETWORKS.get(config.stage, tuple(DiffuseToChoose(config.model).shapes()))
     return [
         absent_part(folder, name, f"{name}.safetensors is missing" + (", which training alone needs" * (name == "vgg")))

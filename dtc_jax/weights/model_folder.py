@@ -125,7 +125,7 @@ def save_model_folder(
         config: stored as config.json.
         params: nested dict of arrays (numpy, or JAX arrays that this process can fetch).
         dtype: store floating-point arrays in this type, e.g. "float16"; None keeps theirs.
-        notes: further small files, {name: text}.
+        notes: further small files, {name: text}; a name may be FOLDER/NAME.
 
     Returns:
         The destination.
@@ -144,7 +144,8 @@ def save_model_folder(
         os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp makes private folders
         (temporary / CONFIG_FILE).write_text(config_to_json(config))
         for name, text in (notes or {}).items():
-            (temporary / name).write_text(text)
+            (temporary / name).parent.mkdir(exist_ok=True)
+            (temporary / name).write_text(text, encoding="utf-8")
         for name, arrays in networks.items():
             safetensors.numpy.save_file(arrays, temporary / f"{name}.safetensors", metadata={"format": "flax"})
         _replace_folder(temporary, target)

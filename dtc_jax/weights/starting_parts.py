@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dtc_jax.config import CLIPVisionConfig, ModelConfig
+from dtc_jax.config import CLIPVisionConfig, DataConfig, ModelConfig
+from dtc_jax.data.tokenizer import Tokenizer
 from dtc_jax.models.initialize import RULES, initialize
 from dtc_jax.weights import autoencoder_tiny
 from dtc_jax.weights.detect import detect, detect_networks
 from dtc_jax.weights.layouts import Shapes
 from dtc_jax.weights.mapping import import_tensors
+from dtc_jax.weights.prompts import TOKENIZER, encode_prompts
 from dtc_jax.weights.recognition import Detected
 from dtc_jax.weights.tensors import LazyTensor, WeightsError, lacks_variant, open_tensors
 from dtc_jax.weights.unet import LDM_EMA_PREFIX
@@ -135,6 +137,46 @@ def reference_encoder(path: Path | None, variant: str | None) -> Detected | None
     if known:
         return known[0]
     raise WeightsError(f"{path}: holds {', '.join(found)}, expected dinov2 or CLIP's image encoder")
+
+
+def text_encoder(path: Path | None, variant: str | None) -> tuple[Detected, Path] | None:
+    """CLIP's text encoder and the folder of its tokenizer, in a folder as Stable Diffusion is published.
+
+    Raises:
+        WeightsError: one of the two is not there.
+    """
+    if path is None:
+        return None
+    inner, tokenizer = path / "text_encoder", path / TOKENIZER
+    if not (inner.is_dir() and tokenizer.is_dir()):
+        raise WeightsError(f"{path}: needs text_encoder/ and tokenizer/, as Stable Diffusion's folders have them")
+    return detect(open_tensors(inner, variant, or_plain=True), "clip_text"), tokenizer
+
+
+def encoded_prompts(
+    model: ModelConfig, data: DataConfig, encoder: Sequence[LazyTensor], tokenizer: Tokenizer
+) -> dict[str, list[LazyTensor]]:
+    """The networks `prompts` and `null_tokens`, computed once when the first is read.
+
+    Args:
+        model: Its `reference_encoder` is a text encoder.
+        data: Its prompts.
+        encoder: Parameters of the text encoder.
+        tokenizer: For it.
+    """
+
+    @cache
+    def computed() -> dict[str, np.ndarray]:
+        params = unflatten_dict({tensor.name: np.asarray(tensor.read(), np.float32) for tensor in encoder}, sep="/")
+        return flatten_dict(encode_prompts(model, data, params, tokenizer), sep="/")
+
+    shape = (1, model.num_reference_tokens, model.unet.cross_attention_dim)
+
+    def tensor(network: str, name: str) -> LazyTensor:
+        return LazyTensor(name, shape, np.dtype(np.float32), lambda: computed()[f"{network}/{name}"])
+
+    names = {"prompts": ("product", "class"), "null_tokens": ("embedding",)}
+    return {network: [tensor(network, name) for name in names[network]] for network in names}
 
 
 def vision_config(detected: Detected) -> CLIPVisionConfig:

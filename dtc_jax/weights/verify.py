@@ -126,7 +126,7 @@ def random_inputs(config: ModelConfig, seed: int) -> Arrays:
     random = np.random.default_rng(seed)
     height, width = latent_size(config)
     factor, latents = config.vae.factor, config.vae.latent_channels
-    reference, size = config.reference_encoder.image_size, config.image_size
+    reference, size = config.reference_size, config.image_size
 
     def normal(*shape: int) -> np.ndarray:
         return random.normal(size=shape).astype(np.float32)

@@ -51,7 +51,7 @@ def test_one_image(inputs: Path, model_folder: Path, capfd: pytest.CaptureFixtur
     np.testing.assert_array_equal(result[outside], scene[outside])
     assert (result[~outside] != scene[~outside]).any()
     assert sorted(path.name for path in inputs.iterdir()) == ["mask.png", "out.png", "reference.png", "scene.png"]
-    assert capfd.readouterr().out == ""
+    assert capfd.readouterr().out == f"{inputs / 'out.png'}\n"
 
 
 def test_box_seed_and_several_images(inputs: Path, model_folder: Path) -> None:

@@ -115,11 +115,14 @@ def test_a_bad_case_is_reported_and_the_others_are_made(
     assert main(_flags(tmp_path, model_folder)) == 1
     captured = capfd.readouterr()
     lines = captured.err.splitlines()
-    assert len(lines) == 5 and captured.out == "" and "Traceback" not in captured.err
+    assert len(lines) == 5 and "Traceback" not in captured.err
+    assert captured.out == f"2 images painted, 0 there already: {tmp_path / 'out' / 'results.jsonl'}\n"
     for number, what in [(2, "no such file"), (3, "not an image"), (4, "20x20"), (5, "box 0,0,99,9")]:
         assert sum(f"line {number}: " in line and what in line for line in lines) == 1, (number, lines)
     assert lines[-1].startswith("4 of 6 cases")
     assert sorted(made) == ["a.png", "z.png"]
+    assert main(_flags(tmp_path, model_folder)) == 1
+    assert capfd.readouterr().out.startswith("0 images painted, 2 there already: ")
     results = _results(tmp_path / "out")
     assert [line["id"] for line in results] == ["a", "absent", "text", "size", "box", "z"]
     assert "no such file" in results[1]["error"] and "error" not in results[5]

@@ -167,7 +167,7 @@ def test_edges_are_made_where_each_piece_lies() -> None:
 
 
 def test_documented_parameter_counts(capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["sd15", *VARIANTS]
+    names = ["sd15", *VARIANTS, "dreampaint"]
     counts = {name: count_parameters(experiment(name)) for name in names}
     documented = (CONFIGS.parent / "docs" / "variants.md").read_text()
     for line in table(counts).splitlines():

@@ -52,6 +52,7 @@ class ManifestSource:
             levels = read_mask_levels(case.mask)
         else:
             levels = read_box(case.box or (), (target.shape[0], target.shape[1])) * 255
+        assert case.reference is not None  # the manifest was read with references
         return Case(case.id, target, levels, read_reference(case.reference), case.category or "")
 
     def describe(self) -> dict[str, Any]:

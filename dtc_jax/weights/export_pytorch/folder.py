@@ -114,18 +114,18 @@ def export_pipeline(
     with new_folder(target) as folder:
         for network in networks:
             _, tensors = exported_tensors(checkpoint, network, dtype)
-            _write_network(folder / network.folder, network, tensors, dtype, max_shard_bytes)
+            write_network(folder / network.folder, network, tensors, dtype, max_shard_bytes)
         if with_vgg and "vgg" in checkpoint.networks:
             network = perceptual_network(config.model)
             tensors = export_tensors(network.layout, checkpoint.networks["vgg"], dtype)
-            _write_network(folder / network.folder, network, tensors, dtype, max_shard_bytes)
+            write_network(folder / network.folder, network, tensors, dtype, max_shard_bytes)
         reference = exported_encoder(config.model)
         if _has_original_positions(reference):
             table = cast_or_keep(checkpoint.networks["reference_encoder"].read(POSITIONS), dtype)
             write_tensors(folder, POSITIONS_FILE, [LazyTensor(POSITIONS, table.shape, table.dtype, lambda: table)])
         (folder / "scheduler").mkdir()
-        _write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(config.diffusion, config.sampling))
-        _write_json(folder / "model_index.json", model_index(config, networks))
+        write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(config.diffusion, config.sampling))
+        write_json(folder / "model_index.json", model_index(config, networks))
         for name in PIPELINE_FILES:
             copy_code(name, folder)
         (folder / EXPERIMENT_FILE).write_text(config_to_json(config))
@@ -156,21 +156,23 @@ def cast_or_keep(array: np.ndarray, dtype: DTypeLike | None) -> np.ndarray:
     return array if dtype is None else cast(array, dtype, POSITIONS)
 
 
-def _write_network(
+def write_network(
     folder: Path, network: ExportedNetwork, tensors: list[LazyTensor], dtype: DTypeLike | None, max_shard_bytes: int
 ) -> None:
+    """One network's folder: weights, config.json, and the code that it brings."""
     folder.mkdir()
     write_tensors(folder, network.weights_name, tensors, dtype, max_shard_bytes)
     if network.library:
         config = network.config_json()
         if network.library == "transformers":
             config["dtype"] = np.dtype(dtype or tensors[0].dtype).name
-        _write_json(folder / "config.json", config)
+        write_json(folder / "config.json", config)
     if network.code is not None:
         copy_code(network.code, folder)
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """A configuration, as diffusers and transformers write theirs."""
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 

@@ -76,15 +76,8 @@ def exported_networks(config: ModelConfig) -> list[ExportedNetwork]:
     at_size = dinov2.to_transformers_config(reference) | {"image_size": reference.image_size}
     width = config.unet.cross_attention_dim
     networks = [
-        ExportedNetwork(
-            network="unet",
-            folder="unet",
-            layout=unet.DIFFUSERS,
-            library="diffusers",
-            class_name="UNet2DConditionModel",
-            config=to_diffusers_config(config.unet) | {"sample_size": config.latent_size},
-        ),
-        _autoencoder(config.vae),
+        exported_unet(config),
+        exported_autoencoder(config.vae),
         ExportedNetwork(
             network="reference_encoder",
             folder="image_encoder",
@@ -100,6 +93,18 @@ def exported_networks(config: ModelConfig) -> list[ExportedNetwork]:
     if config.hint.kind != "none":
         networks += _hint_networks(config)
     return networks
+
+
+def exported_unet(config: ModelConfig) -> ExportedNetwork:
+    """The U-Net, which diffusers has."""
+    return ExportedNetwork(
+        network="unet",
+        folder="unet",
+        layout=unet.DIFFUSERS,
+        library="diffusers",
+        class_name="UNet2DConditionModel",
+        config=to_diffusers_config(config.unet) | {"sample_size": config.latent_size},
+    )
 
 
 def exported_encoder(config: ModelConfig) -> DINOv2Config:
@@ -175,7 +180,8 @@ def _hint_networks(config: ModelConfig) -> list[ExportedNetwork]:
     ]
 
 
-def _autoencoder(config: AutoencoderConfig) -> ExportedNetwork:
+def exported_autoencoder(config: AutoencoderConfig) -> ExportedNetwork:
+    """An autoencoder of any kind."""
     if isinstance(config, AutoencoderKLConfig):
         layout, library, name = autoencoder_kl.DIFFUSERS, "diffusers", "AutoencoderKL"
         sizes = autoencoder_kl.to_diffusers_config(config)
@@ -208,7 +214,7 @@ def _autoencoder(config: AutoencoderConfig) -> ExportedNetwork:
 def scheduler_config(diffusion: DiffusionConfig, sampling: SamplingConfig) -> dict[str, Any]:
     """diffusers' arguments of the scheduler that is the model's solver, its class among them."""
     return {
-        "_class_name": _SCHEDULERS[sampling.solver],
+        "_class_name": SCHEDULERS[sampling.solver],
         "_diffusers_version": DIFFUSERS_VERSION,
         "num_train_timesteps": diffusion.num_train_timesteps,
         "beta_start": diffusion.beta_start,
@@ -221,7 +227,7 @@ def scheduler_config(diffusion: DiffusionConfig, sampling: SamplingConfig) -> di
     }
 
 
-_SCHEDULERS = {"ddim": "DDIMScheduler", "dpmsolver++": "DPMSolverMultistepScheduler"}
+SCHEDULERS = {"ddim": "DDIMScheduler", "dpmsolver++": "DPMSolverMultistepScheduler"}
 _DDIM = {"clip_sample": False, "set_alpha_to_one": False}
 _DPM_SOLVER = {
     "algorithm_type": "dpmsolver++",
@@ -242,7 +248,7 @@ def model_index(config: ExperimentConfig, networks: Sequence[ExportedNetwork]) -
         "_class_name": ["pipeline", PIPELINE_CLASS],
         "_diffusers_version": DIFFUSERS_VERSION,
         **components,
-        "scheduler": ["diffusers", _SCHEDULERS[sampling.solver]],
+        "scheduler": ["diffusers", SCHEDULERS[sampling.solver]],
         "image_size": model.image_size,
         "hint_fit": model.hint.fit,
         "hint_region": model.hint.region,
