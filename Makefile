@@ -15,7 +15,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: help demo table table-cpu table-quick test test-slow test-full lint format typecheck mutants wheel clean
+.PHONY: help demo table table-cpu table-quick test test-fast test-slow test-full lint format typecheck mutants wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -46,7 +46,11 @@ table-cpu: $(VENV)/.installed  ## The rows that decide the claim, at 64 pixels: 
 table-quick: $(VENV)/.installed  ## The same, too briefly to mean anything: minutes, to see that it works
 	$(BIN)/python -m dtc_jax.tables quick
 
-test: lint typecheck  ## Lint, check formatting and types, run the fast tests
+test: lint  ## Lint, check formatting and types, run the fast tests
+	@# The type check has one thread: beside the first tests it costs half its time.
+	+$(MAKE) --no-print-directory --jobs=2 typecheck test-fast
+
+test-fast: $(VENV)/.installed-dev  ## The fast tests alone
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev  ## Lint, and check the formatting

@@ -180,7 +180,7 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "no experiment 'nothing'; there are: pbe_clip_all, "),
+        (["nothing"], "no experiment 'nothing'; there are: dreampaint, pbe_clip_all, "),
         (["test"], "name either a --topology, or --devices with --accelerator"),
         (["test", "--topology", "v5e:4x4", "--devices", "8"], "name either a --topology"),
         (["test", "--topology", "v5e:4x4", "--accelerator", "v5e"], "leave out --accelerator"),
