@@ -24,7 +24,7 @@ from orbax.checkpoint import checkpoint_utils, type_handlers
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from dtc_jax.config import ConfigError, ExperimentConfig
-from dtc_jax.training.files import remove_unfinished
+from dtc_jax.training.files import remove_unfinished_checkpoints
 from dtc_jax.training.position import check_position, data_position
 from dtc_jax.training.step import TrainState
 
@@ -79,7 +79,7 @@ class Checkpoints:
         folder = (run_dir / "checkpoints").absolute()
         if jax.process_index() == 0:
             # Orbax would, too, but its removal fails where a thread of an earlier run in this process still writes.
-            remove_unfinished(folder, attempts=20)
+            remove_unfinished_checkpoints(folder, attempts=20)
         self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
     def steps(self) -> list[int]:
@@ -146,7 +146,7 @@ class Checkpoints:
         finally:
             self._manager.close()
             if self._failed and jax.process_index() == 0:
-                remove_unfinished(Path(self._manager.directory), attempts=20)
+                remove_unfinished_checkpoints(Path(self._manager.directory), attempts=20)
 
     def _not_written(self, error: Exception) -> CheckpointError:
         """One line for whatever went wrong."""
@@ -154,7 +154,7 @@ class Checkpoints:
         # Other files of it may still be on their way to the disk: once more when all is closed.
         self._failed = True
         if jax.process_index() == 0:
-            remove_unfinished(folder)
+            remove_unfinished_checkpoints(folder)
         complete = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
         remains = f"step {max(complete)} is the newest that is complete" if complete else "there is none yet"
         return CheckpointError(

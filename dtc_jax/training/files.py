@@ -36,7 +36,7 @@ def write_text(path: Path, text: str) -> None:
         scratch.write_text(text, encoding="utf-8")
 
 
-def remove_unfinished(folder: Path, attempts: int = 1) -> None:
+def remove_unfinished_checkpoints(folder: Path, attempts: int = 1) -> None:
     """Remove what half-written checkpoints left in a folder, which has their whole size.
 
     Args:

@@ -19,7 +19,7 @@ import pytest
 
 from dtc_jax.config import ConfigError, DataConfig, ExperimentConfig, OptimizerConfig, TrainingConfig
 from dtc_jax.training.checkpoints import CheckpointError, Checkpoints, abstract_state, reason
-from dtc_jax.training.files import remove_unfinished
+from dtc_jax.training.files import remove_unfinished_checkpoints
 from dtc_jax.training.optimizer import make_optimizer
 from dtc_jax.training.sharding import make_mesh, tree_sharding
 from dtc_jax.training.step import TrainState, init_state
@@ -291,7 +291,7 @@ def test_what_a_failed_save_still_writes_is_removed(tmp_path: Path) -> None:
 
     writer = threading.Thread(target=write)
     writer.start()
-    remove_unfinished(tmp_path / "checkpoints", attempts=20)
+    remove_unfinished_checkpoints(tmp_path / "checkpoints", attempts=20)
     assert list((tmp_path / "checkpoints").iterdir()) == []
     writer.join()
     checkpoints = Checkpoints(tmp_path, keep=2)
