@@ -21,6 +21,7 @@ from dtc_jax.config import ExperimentConfig, config_from_json
 from dtc_jax.diffusion import per_sample_normal
 from dtc_jax.inference import stages
 from dtc_jax.inference.generate import generate, image_keys
+from dtc_jax.inference.runtime import release_freed_memory
 from dtc_jax.inference.settings import SamplerSettings
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.training.flops import count_flops
@@ -75,6 +76,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     whole = jax.jit(generate, static_argnames="settings").lower(params, batch, keys, scale, settings).compile()
     compile_seconds = time.perf_counter() - started
+    release_freed_memory()  # as `Pipeline` does
     result = np.asarray(whole(params, batch, keys, scale))
     walls, cpus = timed(lambda: whole(params, batch, keys, scale), request["repeats"])
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use") or peak_memory()

@@ -24,6 +24,7 @@ from dtc_jax.inference.checks import check_count, check_feather, check_seed
 from dtc_jax.inference.generate import generate_jit, image_keys
 from dtc_jax.inference.prepare import Prepared, PreparedPhoto, read_case
 from dtc_jax.inference.reference_tokens import Catalogue, with_tokens
+from dtc_jax.inference.runtime import release_freed_memory
 from dtc_jax.inference.settings import CHECKPOINTS_OWN, SamplingChoices, resolve_sampling, sampler_settings
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights.model_folder import check_params
@@ -304,6 +305,8 @@ class Pipeline:
                 images = generate_on(params, batch, keys, scale, settings, devices)
             else:
                 images = generate_jit(params, batch, keys, scale, settings)
+            if sampled is None:
+                release_freed_memory()  # of compiling, while the first batch is under way
             # The batch before is fetched once this one is under way.
             if sampled is not None:
                 yield list(np.asarray(sampled[0])[: sampled[1]])

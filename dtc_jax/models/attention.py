@@ -30,10 +30,12 @@ CUDNN_WIDTH = 128
 LONG_SCORES = 2**22
 """Scores per head and sample (queries x keys) from which a sequence is long."""
 FLASH_SCORES = 2**20
-"""The same with `FLASH`: at full size also 1024 places, and 4096 with the reference's 257 tokens. Below, filling up to
-the kernel's blocks is much of the work, and the table is small."""
-BLOCK = 512
-"""Queries of one block, at most."""
+"""The same with `FLASH` and, for CPUs, in float32: at full size also 1024 places, and 4096 with the reference's 257
+tokens. Below, filling up to the kernel's blocks is much of the work, and the table is small."""
+BLOCK_SCORES = 2**18
+"""Scores of one block, at most: a megabyte, which stays in a core's cache."""
+GRADIENT_BLOCK = 512
+"""Queries of one block of the gradient, at most."""
 
 
 def attention(
@@ -46,7 +48,7 @@ def attention(
 
     Queries see only keys where `mask` is true; every query must see one.
     """
-    longest = FLASH_SCORES if FLASH else LONG_SCORES
+    longest = FLASH_SCORES if FLASH or query.dtype == jnp.float32 else LONG_SCORES
     ours = long_attention if query.shape[1] * key.shape[1] >= longest else plain_attention
     if mask is not None:
         return plain_attention(query, key, value, mask)
@@ -102,10 +104,10 @@ Residuals = tuple[Array, Array, Array, Array, Array]
 def _forward(query: Array, key: Array, value: Array) -> tuple[Array, Residuals]:
     def plain(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
         # The logarithms are the blocks' business; both branches must return the same shapes.
-        return plain_attention(query, key, value), jnp.zeros(_logarithms_shape(query), jnp.float32)
+        return plain_attention(query, key, value), jnp.zeros((*query.shape[:-1], 1), jnp.float32)
 
     def flash(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
-        return flash_attention(query, key, value), jnp.zeros(_logarithms_shape(query), jnp.float32)
+        return flash_attention(query, key, value), jnp.zeros((*query.shape[:-1], 1), jnp.float32)
 
     # By the platform that is compiled for, which need not be the one that this process runs on.
     kernels = {"cpu": blockwise_attention, **({"tpu": flash} if FLASH else {})}
@@ -134,28 +136,34 @@ long_attention.defvjp(_forward, _backward)
 
 def blockwise_attention(
     query: Float[Array, "b q heads d"], key: Float[Array, "b k heads d"], value: Float[Array, "b k heads d"]
-) -> tuple[Float[Array, "b q heads d"], Float[Array, "heads blocks b block 1"]]:
+) -> tuple[Float[Array, "b q heads d"], Float[Array, "b q heads 1"]]:
     """Attention, one head and one block of queries at a time; the batch stays whole, so that devices can share it.
+
+    Scores have their queries in the last axis: maxima and sums then go through memory in its order, and no product is
+    as narrow as a head.
 
     Returns:
         The output, and the logarithm to the base 2 of each query's sum of weights, for `blockwise_gradient`.
     """
+    size = _block_size(query.shape[1], max(BLOCK_SCORES // key.shape[1], 1))
 
     def head(inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         blocks, keys, values = inputs
+        values = values.swapaxes(-1, -2)
 
         def block(queries: Array) -> tuple[Array, Array]:
-            scores = _scores(queries, keys)
-            largest = scores.max(axis=-1, keepdims=True)
+            scores = _scores(keys, queries)
+            largest = scores.max(axis=-2, keepdims=True)
             weights = jnp.exp2(scores - largest)
-            total = weights.sum(axis=-1, keepdims=True)
-            mixed = jnp.matmul(weights.astype(values.dtype), values, preferred_element_type=jnp.float32) / total
-            return mixed.astype(values.dtype), largest + jnp.log2(total)
+            total = weights.sum(axis=-2, keepdims=True)
+            return jnp.matmul(values, weights) / total, largest + jnp.log2(total)
 
         return jax.lax.map(block, blocks)
 
-    output, logarithms = jax.lax.map(head, (_blocks(_scaled(query)), _heads(key), _heads(value)))
-    return _unblock(output), logarithms
+    # XLA's products of half precision on CPUs do not take every order of axes.
+    queries, keys, values = (x.astype(jnp.float32) for x in (_scaled(query), key, value))
+    output, logarithms = jax.lax.map(head, (_blocks(queries, size), _heads(keys), _heads(values)))
+    return _unblock(output.swapaxes(-1, -2)).astype(value.dtype), _unblock(logarithms.swapaxes(-1, -2))
 
 
 def blockwise_gradient(
@@ -163,7 +171,7 @@ def blockwise_gradient(
     key: Float[Array, "b k heads d"],
     value: Float[Array, "b k heads d"],
     output: Float[Array, "b q heads d"],
-    logarithms: Float[Array, "heads blocks b block 1"],
+    logarithms: Float[Array, "b q heads 1"],
     gradient: Float[Array, "b q heads d"],
 ) -> tuple[Float[Array, "b q heads d"], Float[Array, "b k heads d"], Float[Array, "b k heads d"]]:
     """Gradients of queries, keys and values from what `blockwise_attention` returned and its output's gradient."""
@@ -191,8 +199,9 @@ def blockwise_gradient(
         (of_keys, of_values), of_queries = jax.lax.scan(block, zeros, blocks)
         return of_queries, of_keys.astype(keys.dtype), of_values.astype(values.dtype)
 
-    inputs = (_blocks(_scaled(query)), logarithms, _blocks(gradient), _blocks(shared), _heads(key), _heads(value))
-    of_queries, of_keys, of_values = jax.lax.map(head, inputs)
+    size = _block_size(query.shape[1], GRADIENT_BLOCK)
+    by_query = [_blocks(x, size) for x in (_scaled(query), logarithms, gradient, shared)]
+    of_queries, of_keys, of_values = jax.lax.map(head, (*by_query, _heads(key), _heads(value)))
     return _unblock(of_queries), of_keys.transpose(1, 2, 0, 3), of_values.transpose(1, 2, 0, 3)
 
 
@@ -205,20 +214,13 @@ def _scores(queries: Float[Array, "b q d"], keys: Float[Array, "b k d"]) -> Floa
     return jnp.matmul(queries, keys.swapaxes(-1, -2), preferred_element_type=jnp.float32)
 
 
-def _block_size(length: int) -> int:
-    """The largest divisor of the queries' number that is no larger than BLOCK."""
-    return next(size for size in range(min(BLOCK, length), 0, -1) if length % size == 0)
+def _block_size(length: int, most: int) -> int:
+    """The largest divisor of the queries' number that is no larger than `most`."""
+    return next(size for size in range(min(most, length), 0, -1) if length % size == 0)
 
 
-def _logarithms_shape(query: Array) -> tuple[int, int, int, int, int]:
-    batch, length, heads, _ = query.shape
-    size = _block_size(length)
-    return heads, length // size, batch, size, 1
-
-
-def _blocks(x: Float[Array, "b q heads d"]) -> Float[Array, "heads blocks b block d"]:
+def _blocks(x: Float[Array, "b q heads d"], size: int) -> Float[Array, "heads blocks b block d"]:
     batch, length, heads, width = x.shape
-    size = _block_size(length)
     return x.reshape(batch, length // size, size, heads, width).transpose(3, 1, 0, 2, 4)
 
 

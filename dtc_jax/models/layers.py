@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from dtc_jax.models.convolution import same_convolution
+
 
 class Conv2d(nn.Module):
     """Convolution over [batch, height, width, channels], as `torch.nn.Conv2d(padding=padding)`.
@@ -45,6 +47,8 @@ class Conv2d(nn.Module):
         x = x.astype(self.dtype)
         if size == (1, 1) and self.stride == 1:
             y = (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], self.features)
+        elif size == (3, 3) and self.stride == 1 and padding == ((1, 1), (1, 1)):
+            y = same_convolution(x, kernel)
         else:
             y = jax.lax.conv_general_dilated(
                 x, kernel, (self.stride, self.stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")

@@ -1,14 +1,25 @@
-"""Where compiled functions are kept."""
+"""Where compiled functions are kept, and that freed memory goes back to the system."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
 
-from dtc_jax.inference.runtime import enable_compilation_cache
+from dtc_jax.inference import runtime
+from dtc_jax.inference.runtime import enable_compilation_cache, release_freed_memory
+
+
+STATUS = Path("/proc/self/status")
+
+
+def resident() -> int:
+    """Bytes of main memory that this process has."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) * 1024
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +47,27 @@ def test_off_or_impossible_is_no_error(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DTC_JAX_CACHE", str(tmp_path / "file" / "below"))
     assert enable_compilation_cache() is None
+
+
+@pytest.mark.skipif(
+    not STATUS.exists() or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs Linux with the GNU C library"
+)
+def test_freed_pieces_are_given_back() -> None:
+    library = ctypes.CDLL(None)
+    library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    library.free.argtypes = [ctypes.c_void_p]
+    pieces = [library.malloc(4000) for _ in range(20_000)]
+    for piece in pieces:
+        ctypes.memset(piece, 1, 4000)
+    # The last one stays: the allocator then keeps what lies before it.
+    for piece in pieces[:-1]:
+        library.free(piece)
+    kept = resident()
+    release_freed_memory()
+    assert kept - resident() > 60e6
+    library.free(pieces[-1])
+
+
+def test_without_such_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: object())
+    release_freed_memory()

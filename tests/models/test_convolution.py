@@ -1,0 +1,89 @@
+"""The methods of 3x3 convolutions against the definition, and which one is taken where."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dtc_jax.models import convolution as module
+from dtc_jax.models.convolution import direct_convolution, patches_convolution, same_convolution, winograd_convolution
+from dtc_jax.models.layers import Conv2d
+
+
+def inputs(shape: tuple[int, ...] = (2, 6, 10, 5), features: int = 7) -> tuple[jax.Array, jax.Array, jax.Array]:
+    random = np.random.default_rng(0)
+    sizes = [shape, (3, 3, shape[-1], features), (*shape[:-1], features)]
+    x, kernel, cotangent = (jnp.asarray(random.normal(size=size), jnp.float32) for size in sizes)
+    return x, kernel, cotangent
+
+
+def reference(x: Any, kernel: Any) -> np.ndarray:
+    """The definition in float64: each place is a sum over its neighbours, zero beyond the border."""
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    _, height, width, _ = x.shape
+    bordered = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return sum(bordered[:, i : i + height, j : j + width] @ kernel[i, j] for i in range(3) for j in range(3))  # type: ignore[return-value]
+
+
+def relative_error(found: Any, wanted: np.ndarray) -> float:
+    return float(np.linalg.norm(np.asarray(found, np.float64) - wanted) / np.linalg.norm(wanted))
+
+
+@pytest.mark.parametrize("method", [direct_convolution, patches_convolution, winograd_convolution])
+@pytest.mark.parametrize("shape", [(2, 6, 10, 5), (1, 2, 2, 3), (3, 4, 2, 1)])
+def test_is_its_definition(method: Any, shape: tuple[int, ...]) -> None:
+    x, kernel, _ = inputs(shape)
+    # Winograd's adds up to 16 numbers before it multiplies: a few units of float32's last place.
+    assert relative_error(jax.jit(method)(x, kernel), reference(x, kernel)) < 1e-6
+
+
+@pytest.mark.parametrize("few_places", [0, 10**6])
+def test_gradient(few_places: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MANY_CHANNELS", 5)
+    monkeypatch.setattr(module, "FEW_PLACES", few_places)
+    x, kernel, cotangent = inputs()
+    output, pullback = jax.vjp(same_convolution, x, kernel)
+    assert relative_error(output, reference(x, kernel)) < 1e-6
+    wanted = jax.vjp(direct_convolution, x, kernel)[1](cotangent)
+    for found, expected in zip(pullback(cotangent), wanted, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def lowered(
+    shape: tuple[int, ...], features: int, dtype: Any = jnp.float32, platform: str = "cpu", **layer: Any
+) -> str:
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    conv = Conv2d(features, dtype=dtype, **layer)
+    params = jax.eval_shape(conv.init, jax.random.key(0), x)
+    return jax.jit(conv.apply).trace(params, x).lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_what_is_taken_where() -> None:
+    winograd, patches = lowered((2, 16, 16, 320), 640), lowered((2, 8, 8, 640), 320)
+    assert "dot_general" in winograd and "while" in winograd and "128x320" in winograd
+    assert "dot_general" in patches and "while" not in patches and "128x5760" in patches
+    assert "stablehlo.convolution" not in winograd + patches
+    for text in (
+        lowered((2, 16, 16, 320), 640, platform="tpu"),
+        lowered((2, 8, 8, 640), 320, platform="cuda"),
+        lowered((2, 16, 16, 320), 640, jnp.bfloat16),
+        lowered((2, 16, 16, 160), 640),
+        lowered((2, 16, 16, 640), 4),
+        lowered((2, 15, 16, 320), 640),
+        lowered((1, 256, 16, 320), 640),
+        lowered((2, 16, 16, 320), 640, stride=2),
+        lowered((2, 16, 16, 320), 640, padding=0),
+    ):
+        assert "stablehlo.convolution" in text and "dot_general" not in text
+
+
+def test_a_samples_result_is_its_own() -> None:
+    """As the definition has it: a sample alone, and beside others."""
+    x, kernel, _ = inputs((3, 4, 4, 6))
+    together = winograd_convolution(x, kernel)
+    mapped = jax.vmap(lambda sample: winograd_convolution(sample[None], kernel)[0])(x)
+    np.testing.assert_allclose(together, mapped, atol=1e-5)
