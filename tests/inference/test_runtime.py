@@ -12,7 +12,6 @@ import pytest
 from dtc_jax.inference import runtime
 from dtc_jax.inference.runtime import enable_compilation_cache, release_freed_memory
 
-
 STATUS = Path("/proc/self/status")
 
 
