@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 MANY_WEIGHTS = 320 * 320
 """Channels in times channels out from which the methods for CPUs are worth it."""
 LARGEST_SIDE = 256
-"""Height and width up to which they are: Winograd's works with three times the memory of its input."""
+"""Height and width up to which they are: Winograd's works with two to three times its input's memory."""
 FEW_PLACES = 512
 """Places of the whole batch below which reading the kernel takes the longest: Winograd's is 16 / 9 as large."""
 
