@@ -30,10 +30,11 @@ CUDNN_WIDTH = 128
 LONG_SCORES = 2**22
 """Scores per head and sample (queries x keys) from which a sequence is long."""
 FLASH_SCORES = 2**20
-"""The same with `FLASH` and, for CPUs, in float32: at full size also 1024 places, and 4096 with the reference's 257
-tokens. Below, filling up to the kernel's blocks is much of the work, and the table is small."""
+"""The same with `FLASH`, and in float32, which is what CPUs compute in (elsewhere the gradient of these lengths then
+computes the scores again, too): at full size also 1024 places, and 4096 with the reference's 257 tokens. Below, filling
+up to the kernel's blocks is much of the work, and the table is small."""
 BLOCK_SCORES = 2**18
-"""Scores of one block, at most: a megabyte, which stays in a core's cache."""
+"""Scores of one block and sample, at most: a megabyte, which stays in a core's cache."""
 GRADIENT_BLOCK = 512
 """Queries of one block of the gradient, at most."""
 
@@ -163,7 +164,9 @@ def blockwise_attention(
     # XLA's products of half precision on CPUs do not take every order of axes.
     queries, keys, values = (x.astype(jnp.float32) for x in (_scaled(query), key, value))
     output, logarithms = jax.lax.map(head, (_blocks(queries, size), _heads(keys), _heads(values)))
-    return _unblock(output.swapaxes(-1, -2)).astype(value.dtype), _unblock(logarithms.swapaxes(-1, -2))
+    length = query.shape[1]
+    output, logarithms = (_unblock(x.swapaxes(-1, -2), length) for x in (output, logarithms))
+    return output.astype(value.dtype), logarithms
 
 
 def blockwise_gradient(
@@ -202,7 +205,7 @@ def blockwise_gradient(
     size = _block_size(query.shape[1], GRADIENT_BLOCK)
     by_query = [_blocks(x, size) for x in (_scaled(query), logarithms, gradient, shared)]
     of_queries, of_keys, of_values = jax.lax.map(head, (*by_query, _heads(key), _heads(value)))
-    return _unblock(of_queries), of_keys.transpose(1, 2, 0, 3), of_values.transpose(1, 2, 0, 3)
+    return _unblock(of_queries, query.shape[1]), of_keys.transpose(1, 2, 0, 3), of_values.transpose(1, 2, 0, 3)
 
 
 def _scaled(query: Array) -> Array:
@@ -215,18 +218,21 @@ def _scores(queries: Float[Array, "b q d"], keys: Float[Array, "b k d"]) -> Floa
 
 
 def _block_size(length: int, most: int) -> int:
-    """The largest divisor of the queries' number that is no larger than `most`."""
-    return next(size for size in range(min(most, length), 0, -1) if length % size == 0)
+    """Queries of a block: as few blocks as can be, all of one size."""
+    blocks = -(-length // most)
+    return -(-length // blocks)
 
 
 def _blocks(x: Float[Array, "b q heads d"], size: int) -> Float[Array, "heads blocks b block d"]:
+    """Zeros fill the last block up: they are cut off again, and have no part in a gradient."""
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, 0)))
     batch, length, heads, width = x.shape
     return x.reshape(batch, length // size, size, heads, width).transpose(3, 1, 0, 2, 4)
 
 
-def _unblock(x: Float[Array, "heads blocks b block d"]) -> Float[Array, "b q heads d"]:
+def _unblock(x: Float[Array, "heads blocks b block d"], length: int) -> Float[Array, "b q heads d"]:
     heads, blocks, batch, size, width = x.shape
-    return x.transpose(2, 1, 3, 0, 4).reshape(batch, blocks * size, heads, width)
+    return x.transpose(2, 1, 3, 0, 4).reshape(batch, blocks * size, heads, width)[:, :length]
 
 
 def _heads(x: Float[Array, "b k heads d"]) -> Float[Array, "heads b k d"]:

@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float, PyTree
 
+from dtc_jax.models.convolution import RESULT
+
 Remat = Literal["none", "block", "products"]
 """`none` keeps everything; `block` keeps each block's inputs alone; `products` keeps them and the results of
 convolutions and dense layers inside, so that only norms, activations and attention are computed twice (not on CPUs,
@@ -63,6 +65,8 @@ def recomputed(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
 def _keep_products(primitive: Any, *inputs: Any, **params: Any) -> Any:
     # Products with batch axes are attention's: a table of scores is what must not be kept.
-    return primitive is jax.lax.conv_general_dilated_p or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(
-        primitive, *inputs, **params
+    return (
+        primitive is jax.lax.conv_general_dilated_p
+        or jax.checkpoint_policies.save_only_these_names(RESULT)(primitive, *inputs, **params)
+        or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *inputs, **params)
     )

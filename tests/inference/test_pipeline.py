@@ -97,6 +97,14 @@ def test_images_of_one_case_share_what_is_before_the_loop(pipeline: Pipeline, mo
     np.testing.assert_allclose(np.stack(together), np.stack(alone), atol=2e-4)
 
 
+def test_memory_that_compiling_freed_is_given_back_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr("dtc_jax.inference.pipeline.release_freed_memory", lambda: calls.append(None))
+    cases = [(pipeline.prepare(*_case(seed)), 7, seed) for seed in range(3)]
+    assert len(list(pipeline.generate(cases))) == 3
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("size", [(37, 51), (64, 33)])
 def test_nothing_outside_the_mask_changes(pipeline: Pipeline, size: tuple[int, int]) -> None:
     scene, mask, reference = _case(1, *size)

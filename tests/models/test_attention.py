@@ -29,7 +29,7 @@ def reference(query: Any, key: Any, value: Any) -> np.ndarray:
     return np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), value)
 
 
-@pytest.mark.parametrize("queries, keys", [(24, 24), (24, 10), (7, 33)])
+@pytest.mark.parametrize("queries, keys", [(24, 24), (24, 10), (7, 33), (19, 10)])
 @pytest.mark.parametrize("block", [8, 512])
 def test_is_its_definition(queries: int, keys: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK_SCORES", block * keys)

@@ -12,6 +12,7 @@ import pytest
 from dtc_jax.models import convolution as module
 from dtc_jax.models.convolution import direct_convolution, patches_convolution, same_convolution, winograd_convolution
 from dtc_jax.models.layers import Conv2d
+from dtc_jax.models.remat import apply_block
 
 
 def inputs(shape: tuple[int, ...] = (2, 6, 10, 5), features: int = 7) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -26,7 +27,7 @@ def reference(x: Any, kernel: Any) -> np.ndarray:
     x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
     _, height, width, _ = x.shape
     bordered = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return sum(bordered[:, i : i + height, j : j + width] @ kernel[i, j] for i in range(3) for j in range(3))  # type: ignore[return-value]
+    return sum(bordered[:, i : i + height, j : j + width] @ kernel[i, j] for i in range(3) for j in range(3))
 
 
 def relative_error(found: Any, wanted: np.ndarray) -> float:
@@ -66,7 +67,7 @@ def test_what_is_taken_where() -> None:
     winograd, patches = lowered((2, 16, 16, 320), 640), lowered((2, 8, 8, 640), 320)
     assert "dot_general" in winograd and "while" in winograd and "128x320" in winograd
     assert "dot_general" in patches and "while" not in patches and "128x5760" in patches
-    assert "stablehlo.convolution" not in winograd + patches
+    assert "stablehlo.convolution" not in winograd + patches + lowered((2, 16, 16, 320), 320)
     for text in (
         lowered((2, 16, 16, 320), 640, platform="tpu"),
         lowered((2, 8, 8, 640), 320, platform="cuda"),
@@ -74,16 +75,47 @@ def test_what_is_taken_where() -> None:
         lowered((2, 16, 16, 80), 640),
         lowered((2, 16, 16, 640), 4),
         lowered((2, 15, 16, 320), 640),
+        lowered((2, 16, 15, 320), 640),
         lowered((1, 512, 16, 320), 640),
+        lowered((1, 16, 512, 320), 640),
         lowered((2, 16, 16, 320), 640, stride=2),
         lowered((2, 16, 16, 320), 640, padding=0),
     ):
         assert "stablehlo.convolution" in text and "dot_general" not in text
 
 
-def test_a_samples_result_is_its_own() -> None:
-    """As the definition has it: a sample alone, and beside others."""
-    x, kernel, _ = inputs((3, 4, 4, 6))
-    together = winograd_convolution(x, kernel)
-    mapped = jax.vmap(lambda sample: winograd_convolution(sample[None], kernel)[0])(x)
-    np.testing.assert_allclose(together, mapped, atol=1e-5)
+def test_loops_keep_one_factor_at_a_time() -> None:
+    """Sixteen transformed kernels of 256 x 256 channels are 4 MiB, of ten convolutions 40."""
+
+    def convolutions(x: jax.Array, kernels: list[jax.Array]) -> jax.Array:
+        for kernel in kernels:
+            x = jnp.tanh(winograd_convolution(x, kernel))
+        return x
+
+    x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 8, 8, 256), (3, 3, 256, 256)))
+    memory = jax.jit(convolutions).lower(x, [kernel] * 10).compile().memory_analysis()
+    assert memory is not None and memory.temp_size_in_bytes < 4 * 2**20
+
+
+def test_remat_of_products_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MANY_WEIGHTS", 1)
+    conv, x = Conv2d(4), jax.ShapeDtypeStruct((1, 4, 4, 4), jnp.float32)
+    params = jax.eval_shape(conv.init, jax.random.key(0), x)
+
+    def loss(params: Any, x: jax.Array) -> jax.Array:
+        bound = conv.bind(params)
+        return jnp.sin(apply_block(bound, "products", x)).sum()
+
+    # One each for the result, the gradient of the input and that of the kernel: none is computed again.
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(params, x).lower(lowering_platforms=("cuda",))
+    assert gradient.as_text().count("stablehlo.convolution") == 3
+
+
+def test_sizes_that_are_not_known_and_none_at_all() -> None:
+    conv, kernel = Conv2d(320), jax.ShapeDtypeStruct((3, 3, 320, 320), jnp.float32)
+    params = {"params": {"kernel": kernel, "bias": jax.ShapeDtypeStruct((320,), jnp.float32)}}
+    for sizes in ("b, 16, 16", "2, h, 16", "2, 16, w"):
+        x = jax.ShapeDtypeStruct((*jax.export.symbolic_shape(sizes), 320), jnp.float32)
+        jax.export.export(jax.jit(conv.apply))(params, x)
+    for method in (patches_convolution, winograd_convolution):
+        assert method(jnp.zeros((0, 4, 4, 3)), jnp.zeros((3, 3, 3, 2))).shape == (0, 4, 4, 2)
