@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,18 +98,26 @@ def test_loops_keep_one_factor_at_a_time() -> None:
     assert memory is not None and memory.temp_size_in_bytes < 4 * 2**20
 
 
-def test_remat_of_products_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+class Block(nn.Module):
+    """What follows the convolution needs its result in the backward pass."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.sin(Conv2d(4)(x))
+
+
+@pytest.mark.parametrize("remat, convolutions", [("none", 3), ("products", 3), ("block", 4)])
+def test_remat_of_products_keeps_it(remat: Any, convolutions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for the result and one for each gradient; a fourth where it is computed again."""
     monkeypatch.setattr(module, "MANY_WEIGHTS", 1)
-    conv, x = Conv2d(4), jax.ShapeDtypeStruct((1, 4, 4, 4), jnp.float32)
-    params = jax.eval_shape(conv.init, jax.random.key(0), x)
+    block, x = Block(), jax.ShapeDtypeStruct((1, 4, 4, 4), jnp.float32)
+    params = jax.eval_shape(block.init, jax.random.key(0), x)
 
     def loss(params: Any, x: jax.Array) -> jax.Array:
-        bound = conv.bind(params)
-        return jnp.sin(apply_block(bound, "products", x)).sum()
+        return jnp.square(apply_block(block.bind(params), remat, x)).sum()
 
-    # One each for the result, the gradient of the input and that of the kernel: none is computed again.
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(params, x).lower(lowering_platforms=("cuda",))
-    assert gradient.as_text().count("stablehlo.convolution") == 3
+    assert gradient.as_text().count("stablehlo.convolution") == convolutions
 
 
 def test_sizes_that_are_not_known_and_none_at_all() -> None:
