@@ -307,8 +307,8 @@ class Pipeline:
                 images = generate_jit(params, batch, keys, scale, settings)
             if sampled is None:
                 release_freed_memory()  # of compiling, while the first batch is under way
-            # The batch before is fetched once this one is under way.
-            if sampled is not None:
+            else:
+                # The batch before is fetched once this one is under way.
                 yield list(np.asarray(sampled[0])[: sampled[1]])
             sampled = images, len(chunk)
         if sampled is not None:

@@ -29,7 +29,7 @@ CUDNN_WIDTH = 128
 """Channels of a head, at most, on every GPU that has the kernel."""
 LONG_SCORES = 2**22
 """Scores per head and sample (queries x keys) from which a sequence is long."""
-FLASH_SCORES = 2**20
+BLOCKWISE_SCORES = 2**20
 """The same with `FLASH`, and in float32, which is what CPUs compute in (elsewhere the gradient of these lengths then
 computes the scores again, too): at full size also 1024 places, and 4096 with the reference's 257 tokens. Below, filling
 up to the kernel's blocks is much of the work, and the table is small."""
@@ -49,7 +49,7 @@ def attention(
 
     Queries see only keys where `mask` is true; every query must see one.
     """
-    longest = FLASH_SCORES if FLASH or query.dtype == jnp.float32 else LONG_SCORES
+    longest = BLOCKWISE_SCORES if FLASH or query.dtype == jnp.float32 else LONG_SCORES
     ours = long_attention if query.shape[1] * key.shape[1] >= longest else plain_attention
     if mask is not None:
         return plain_attention(query, key, value, mask)

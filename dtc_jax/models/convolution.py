@@ -24,7 +24,7 @@ LARGEST_SIDE = 256
 """Height and width up to which they are: Winograd's works with two to three times its input's memory."""
 FEW_PLACES = 512
 """Places of the whole batch below which reading the kernel takes the longest: Winograd's is 16 / 9 as large."""
-RESULT = "convolution"
+CHECKPOINT_NAME = "convolution"
 """Name of results for the policies of `jax.checkpoint`, to which a function with a gradient of its own is opaque."""
 
 TILE_TRANSFORM = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
@@ -47,7 +47,7 @@ def same_convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]
     sides: tuple[Any, ...] = x.shape[1:3]
     fits = all(isinstance(side, int) and side % 2 == 0 and side <= LARGEST_SIDE for side in sides)
     if x.dtype == jnp.float32 and wide and fits:
-        return checkpoint_name(_wide_convolution(x, kernel), RESULT)
+        return checkpoint_name(_wide_convolution(x, kernel), CHECKPOINT_NAME)
     return direct_convolution(x, kernel)
 
 

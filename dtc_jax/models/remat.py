@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float, PyTree
 
-from dtc_jax.models.convolution import RESULT
+from dtc_jax.models.convolution import CHECKPOINT_NAME
 
 Remat = Literal["none", "block", "products"]
 """`none` keeps everything; `block` keeps each block's inputs alone; `products` keeps them and the results of
@@ -67,6 +67,6 @@ def _keep_products(primitive: Any, *inputs: Any, **params: Any) -> Any:
     # Products with batch axes are attention's: a table of scores is what must not be kept.
     return (
         primitive is jax.lax.conv_general_dilated_p
-        or jax.checkpoint_policies.save_only_these_names(RESULT)(primitive, *inputs, **params)
+        or jax.checkpoint_policies.save_only_these_names(CHECKPOINT_NAME)(primitive, *inputs, **params)
         or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *inputs, **params)
     )

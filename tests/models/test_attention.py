@@ -58,7 +58,7 @@ def test_half_precision() -> None:
 
 def test_length_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LONG_SCORES", 24 * 24)
-    monkeypatch.setattr(module, "FLASH_SCORES", 12 * 24)
+    monkeypatch.setattr(module, "BLOCKWISE_SCORES", 12 * 24)
 
     def primitives(queries: int, mask: Any = None, dtype: Any = jnp.bfloat16) -> str:
         query, key, value, _ = inputs(queries, 24, dtype)
