@@ -25,6 +25,9 @@ ROWS: Mapping[str, Row] = {
     "tiny_pooled": Row("FiLM pooled to one gamma and beta per channel", "the FiLM paper's"),
     "tiny_fixed_time": Row("hint encoder without the timestep", "hint.time: fixed"),
     "tiny_contain": Row("hint with its aspect kept, in the largest rectangle", "3.2, the paper's"),
+    "tiny_token_dropout": Row(
+        "a fifth of the samples without tokens in training, not a twentieth", "as Paint by Example"
+    ),
     "tiny_addition": Row("addition", "table 1"),
     "tiny_cross_attention": Row("cross-attention", "table 1"),
     "tiny_canny": Row("hint: Canny edges", "4.3"),
