@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import inspect
 import json
 import math
 from pathlib import Path
@@ -28,6 +29,7 @@ from dtc_jax.weights.model_folder import flatten_params
 
 CONFIG: ExperimentConfig = read_config(Path(__file__).resolve().parents[2] / "configs" / "test.py")[0]
 ACCUMULATION = ("--training.accumulation-steps", "2")
+H100 = ("--devices", "4", "--accelerator", "h100")
 FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -189,14 +191,15 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["test", "--devices", "0", "--accelerator", "h100"], "--devices = 0 must be at least 1"),
         (["test", "--devices", "3", "--accelerator", "h100"], "training.batch_size = 8 does not split over 3 devices"),
         (
-            ["test", "--devices", "4", "--accelerator", "h100", "--per-device-batch", "3", *ACCUMULATION],
+            ["test", *H100, "--per-device-batch", "3", *ACCUMULATION],
             "must be at least 1 and a multiple of training.accumulation_steps = 2",
         ),
         (
-            ["test", "--devices", "4", "--accelerator", "h100", "--training.fsdp-devices", "3"],
+            ["test", *H100, "--training.fsdp-devices", "3"],
             "training.fsdp_devices = 3 must divide",
         ),
         (["test", "--topologie", "v5e:4x4"], "--topolog"),
+        (["test", *H100, "--compile-effort", "-2"], "--compile-effort = -2 must be from -1 to 1"),
     ],
 )
 def test_errors_of_use(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,6 +222,36 @@ def test_unknown_topology(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert message.startswith(
         "plan: --topology v99:4x4: INVALID_ARGUMENT: Invalid TPU external name: TPU v99; it is KIND"
     )
+
+
+@pytest.mark.parametrize(
+    ("target", "flags", "expected"),
+    [
+        (("--topology", "v5e:4x4"), (), {"exec_time_optimization_effort": -1.0}),
+        (("--topology", "v5e:4x4"), ("--compile-effort", "0"), {"exec_time_optimization_effort": 0.0}),
+        (H100, (), None),
+    ],
+)
+def test_effort_is_the_tpu_compiler_s(
+    target: tuple[str, ...], flags: tuple[str, ...], expected: dict[str, float] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Planned(Exception):
+        pass
+
+    seen = []
+
+    def see(*arguments: Any) -> Plan:
+        seen.append(inspect.signature(make_plan).bind(*arguments).arguments["options"])
+        raise Planned
+
+    kind = accelerator_named("v5e")
+    assert kind is not None
+    monkeypatch.setattr(command, "topology_devices", lambda topology, slices: jax.devices()[:4])
+    monkeypatch.setattr(command, "accelerator", lambda name: kind)
+    monkeypatch.setattr(command, "make_plan", see)
+    with pytest.raises(Planned):
+        command.main(["test", *target, *flags])
+    assert seen == [expected]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install '.[tpu]'")
