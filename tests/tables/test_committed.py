@@ -1,4 +1,4 @@
-"""The table in the documentation is what its committed figures make."""
+"""The tables in the documentation are what their committed figures make."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from dtc_jax.tables.budgets import BUDGETS
 from dtc_jax.tables.command import main
@@ -14,18 +15,26 @@ from dtc_jax.weights.fingerprint import fingerprint
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 FIGURES = DOCS / "results" / "table-cpu"
+DECIDING = BUDGETS["cpu"].experiments
+DESIGN = ("tiny", "tiny_pooled", "tiny_fixed_time", "tiny_contain")
 
 
-def test_the_page_is_made_of_the_committed_figures(tmp_path: Path) -> None:
-    runs = [path.stem.split("-seed") for path in FIGURES.glob("*-seed*.json")]
-    seeds = sorted({seed for _, seed in runs})
-    experiments = [name for name in BUDGETS["cpu"].experiments if [name, seeds[0]] in runs]
-    assert len(runs) == len(seeds) * len(experiments)
+@pytest.mark.parametrize(
+    ("part", "experiments", "seeds"), [("table-cpu", DECIDING, ("0", "1", "2")), ("design-cpu", DESIGN, ("0",))]
+)
+def test_the_page_is_made_of_the_committed_figures(
+    tmp_path: Path, part: str, experiments: tuple[str, ...], seeds: tuple[str, ...]
+) -> None:
     words = ["cpu", "--figures", str(FIGURES), "--experiments", *experiments, "--seeds", *seeds]
     assert main([*words, "--output-dir", str(tmp_path)]) == 0
     page = (DOCS / "results.md").read_text()
-    shown = page.split("<!-- table-cpu -->\n")[1].split("<!-- end of table-cpu -->")[0]
+    shown = page.split(f"<!-- {part} -->\n")[1].split(f"<!-- end of {part} -->")[0]
     assert shown == (tmp_path / "table.md").read_text()
+
+
+def test_no_committed_figures_are_left_out_of_the_page() -> None:
+    shown = {f"{row}-seed{seed}" for row in DECIDING for seed in (0, 1, 2)} | {f"{row}-seed0" for row in DESIGN}
+    assert {path.stem for path in FIGURES.glob("*-seed*.json")} == shown
 
 
 def test_the_committed_judge_is_the_one_that_measured() -> None:
