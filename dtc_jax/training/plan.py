@@ -44,8 +44,8 @@ class Arguments:
     largest: bool = True
     """Compile once more with another batch, and say what the largest is that fits."""
     compile_effort: float = -1.0
-    """TPUs: how hard the compiler works to make the program fast, from -1 to 1; 0 is what training has. With -1 it
-    needs a fraction of the time, and the program rather more memory (docs/planning.md)."""
+    """With --topology: how hard the compiler works to make the program fast, from -1 to 1; 0 is what training has. With
+    -1 it needs a fraction of the time, and the program rather more memory (docs/planning.md)."""
     json: bool = False
     """Print JSON instead of tables."""
     hlo: Path | None = None

@@ -25,6 +25,8 @@ DESIGN = ("tiny", "tiny_pooled", "tiny_fixed_time", "tiny_contain")
 def test_the_page_is_made_of_the_committed_figures(
     tmp_path: Path, part: str, experiments: tuple[str, ...], seeds: tuple[str, ...]
 ) -> None:
+    # Those that are not there would be trained.
+    assert all((FIGURES / f"{row}-seed{seed}.json").is_file() for row in experiments for seed in seeds)
     words = ["cpu", "--figures", str(FIGURES), "--experiments", *experiments, "--seeds", *seeds]
     assert main([*words, "--output-dir", str(tmp_path)]) == 0
     page = (DOCS / "results.md").read_text()

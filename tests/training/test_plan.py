@@ -200,6 +200,8 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ),
         (["test", "--topologie", "v5e:4x4"], "--topolog"),
         (["test", *H100, "--compile-effort", "-2"], "--compile-effort = -2 must be from -1 to 1"),
+        (["test", *H100, "--compile-effort", "1.5"], "--compile-effort = 1.5 must be from -1 to 1"),
+        (["test", *H100, "--compile-effort", "nan"], "--compile-effort = nan must be from -1 to 1"),
     ],
 )
 def test_errors_of_use(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,12 +256,27 @@ def test_effort_is_the_tpu_compiler_s(
     assert seen == [expected]
 
 
+def test_every_compilation_gets_the_options(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> None:
+    seen = []
+
+    def see(config: ExperimentConfig, devices: Any, options: Any, hlo: Any = None) -> Compiled:
+        seen.append(options)
+        return dataclasses.replace(plan.compiled, per_device_batch=config.training.batch_size // len(devices))
+
+    monkeypatch.setattr(planning, "compile_step", see)
+    kind = accelerator_named("v5e")
+    assert kind is not None
+    make_plan(DECODER, jax.devices()[:4], kind, "v5e:2x2", 2, 4, {"exec_time_optimization_effort": -1.0})
+    assert seen == [{"exec_time_optimization_effort": -1.0}] * 2
+
+
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install '.[tpu]'")
 @pytest.mark.slow
 def test_tpu() -> None:
     devices = planning.topology_devices("v5e:2x2")
     assert len(devices) == 4 and {device.device_kind for device in devices} == {"TPU v5 lite"}
-    found = planning.compile_step(training(CONFIG, fsdp_devices=4, fsdp_min_size=64, batch_size=4), devices)
+    config = training(CONFIG, fsdp_devices=4, fsdp_min_size=64, batch_size=4)
+    found = planning.compile_step(config, devices, {"exec_time_optimization_effort": -1.0})
     assert found.memory is not None and found.memory.program > 0
     with pytest.raises(ConfigError, match="not divisible"):
         planning.topology_devices("v5e:5x5")
