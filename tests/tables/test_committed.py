@@ -16,7 +16,7 @@ from dtc_jax.weights.fingerprint import fingerprint
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 FIGURES = DOCS / "results" / "table-cpu"
 DECIDING = BUDGETS["cpu"].experiments
-DESIGN = ("tiny", "tiny_pooled", "tiny_fixed_time", "tiny_contain")
+DESIGN = ("tiny", "tiny_pooled", "tiny_fixed_time", "tiny_contain", "tiny_token_dropout")
 
 
 @pytest.mark.parametrize(
