@@ -1,4 +1,4 @@
-"""The shipped model with the paper's share of samples that lose their tokens, a fifth, all else equal."""
+"""The shipped model with Paint by Example's share of samples that lose their tokens, a fifth, all else equal."""
 
 from dataclasses import replace
 
