@@ -3,14 +3,15 @@
 Plain attention over the 4096 places of 64x64 latents makes a table of 16 million scores per head and sample, and keeps
 it for the gradient. Long sequences therefore have a gradient of their own, which keeps the inputs and the output alone
 (as in FlashAttention, Dao et al., 2022, arXiv:2205.14135). On CPUs they also go block by block, where the scores stay
-in the cache; accelerators take the plain product, which is one large operation for them, or a fused kernel if they are
-told to.
+in the cache; accelerators take the plain product, which is one large operation for them, or, if they are told to, a
+fused kernel or large blocks.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import warnings
 from typing import Literal
 
 import jax
@@ -19,12 +20,19 @@ from jaxtyping import Array, Bool, Float
 
 from dtc_jax.models.flash_attention import flash_attention, flash_gradient
 
-CUDNN = os.environ.get("DTC_JAX_ATTENTION") == "cudnn"
+CHOICE = os.environ.get("DTC_JAX_ATTENTION", "")
+CHOICES = ("cudnn", "flash", "blocks")
+if CHOICE and CHOICE not in CHOICES:
+    warnings.warn(f"DTC_JAX_ATTENTION={CHOICE} is none of {', '.join(CHOICES)}: ignored", stacklevel=2)
+CUDNN = CHOICE == "cudnn"
 """Whether NVIDIA GPUs take cuDNN's fused kernel in half precision. Off unless the environment says so, because it has
 only been lowered and not run yet."""
-FLASH = os.environ.get("DTC_JAX_ATTENTION") == "flash"
+FLASH = CHOICE == "flash"
 """Whether TPUs take the flash kernel for long sequences. Off unless the environment says so: it has been lowered, and
 simulated on a CPU, but not run on a TPU yet."""
+BLOCKS = CHOICE == "blocks"
+"""Whether accelerators take `GRADIENT_BLOCK` queries of a long sequence at a time: less memory. Off unless the
+environment says so: it has been compiled for TPUs, and not been measured on an accelerator yet."""
 CUDNN_WIDTH = 128
 """Channels of a head, at most, on every GPU that has the kernel."""
 LONG_SCORES = 2**22
@@ -110,9 +118,13 @@ def _forward(query: Array, key: Array, value: Array) -> tuple[Array, Residuals]:
     def flash(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
         return flash_attention(query, key, value), jnp.zeros((*query.shape[:-1], 1), jnp.float32)
 
+    def blocks(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
+        return query_blocks(query, key, value), jnp.zeros((*query.shape[:-1], 1), jnp.float32)
+
     # By the platform that is compiled for, which need not be the one that this process runs on.
     kernels = {"cpu": blockwise_attention, **({"tpu": flash} if FLASH else {})}
-    output, logarithms = jax.lax.platform_dependent(query, key, value, **kernels, default=plain)
+    default = blocks if BLOCKS else plain
+    output, logarithms = jax.lax.platform_dependent(query, key, value, **kernels, default=default)
     return output, (query, key, value, output, logarithms)
 
 
@@ -127,12 +139,58 @@ def _backward(residuals: Residuals, gradient: Array) -> tuple[Array, Array, Arra
     ) -> tuple[Array, ...]:
         return flash_gradient(query, key, value, gradient)
 
+    def blocks(
+        query: Array, key: Array, value: Array, output: Array, logarithms: Array, gradient: Array
+    ) -> tuple[Array, ...]:
+        return query_blocks_gradient(query, key, value, gradient)
+
     kernels = {"cpu": blockwise_gradient, **({"tpu": flash} if FLASH else {})}
-    queries, keys, values = jax.lax.platform_dependent(*residuals, gradient, **kernels, default=plain)
+    default = blocks if BLOCKS else plain
+    queries, keys, values = jax.lax.platform_dependent(*residuals, gradient, **kernels, default=default)
     return queries, keys, values
 
 
 long_attention.defvjp(_forward, _backward)
+
+
+def query_blocks(
+    query: Float[Array, "b q heads d"], key: Float[Array, "b k heads d"], value: Float[Array, "b k heads d"]
+) -> Float[Array, "b q heads d"]:
+    """`plain_attention`, at most `GRADIENT_BLOCK` queries of all heads at a time: blocks that fill an accelerator."""
+    blocks = _query_blocks(query)
+    output = jax.lax.map(lambda block: plain_attention(block, key, value), blocks)
+    return _join_queries(output, query.shape[1])
+
+
+def query_blocks_gradient(
+    query: Float[Array, "b q heads d"],
+    key: Float[Array, "b k heads d"],
+    value: Float[Array, "b k heads d"],
+    gradient: Float[Array, "b q heads d"],
+) -> tuple[Float[Array, "b q heads d"], Float[Array, "b k heads d"], Float[Array, "b k heads d"]]:
+    """Gradients of queries, keys and values of `query_blocks`, summed over its blocks in float32."""
+
+    def block(sums: tuple[Array, Array], inputs: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
+        queries, gradients = inputs
+        of_queries, of_keys, of_values = jax.vjp(plain_attention, queries, key, value)[1](gradients)
+        return (sums[0] + of_keys, sums[1] + of_values), of_queries
+
+    zeros = jnp.zeros(key.shape, jnp.float32), jnp.zeros(value.shape, jnp.float32)
+    (of_keys, of_values), of_queries = jax.lax.scan(block, zeros, (_query_blocks(query), _query_blocks(gradient)))
+    return _join_queries(of_queries, query.shape[1]), of_keys.astype(key.dtype), of_values.astype(value.dtype)
+
+
+def _query_blocks(x: Float[Array, "b q heads d"]) -> Float[Array, "blocks b block heads d"]:
+    """Zeros fill the last block up: what becomes of them is cut off, and they have no part in a gradient."""
+    batch, length, heads, width = x.shape
+    size = _block_size(length, GRADIENT_BLOCK)
+    x = jnp.pad(x, ((0, 0), (0, -length % size), (0, 0), (0, 0)))
+    return x.reshape(batch, -1, size, heads, width).swapaxes(0, 1)
+
+
+def _join_queries(x: Float[Array, "blocks b block heads d"], length: int) -> Float[Array, "b q heads d"]:
+    blocks, batch, size, heads, width = x.shape
+    return x.swapaxes(0, 1).reshape(batch, blocks * size, heads, width)[:, :length]
 
 
 def blockwise_attention(

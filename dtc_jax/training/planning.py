@@ -18,7 +18,7 @@ import jax
 from jax.experimental import topologies
 
 from dtc_jax.config import ConfigError, ExperimentConfig
-from dtc_jax.models.attention import LONG_SCORES
+from dtc_jax.models.attention import BLOCKS, GRADIENT_BLOCK, LONG_SCORES
 from dtc_jax.training.collectives import Exchange, collectives
 from dtc_jax.training.flops import train_flops_per_image
 from dtc_jax.training.hardware import Accelerator
@@ -193,7 +193,8 @@ def attention_tables(config: ExperimentConfig, per_device_batch: int) -> int:
     """Bytes of the tables that the longest attention of the U-Net works with on an accelerator.
 
     CPUs go block by block there and have none. Of scores and their gradient in float32, and weights in bfloat16, one
-    each: what one transformer has at a time, with `training.remat` or without.
+    each: what one transformer has at a time, with `training.remat` or without; of one block of queries, if accelerators
+    are told to go by them, too.
     """
     model = config.model
     if config.stage != "diffusion":
@@ -204,7 +205,8 @@ def attention_tables(config: ExperimentConfig, per_device_batch: int) -> int:
     if longest**2 < LONG_SCORES:
         return 0
     samples = -(-per_device_batch // config.training.accumulation_steps)
-    return samples * model.unet.num_attention_heads * longest**2 * (4 + 4 + 2)
+    queries = min(longest, GRADIENT_BLOCK) if BLOCKS else longest
+    return samples * model.unet.num_attention_heads * queries * longest * (4 + 4 + 2)
 
 
 def needed_memory(message: str, held: int) -> int | None:

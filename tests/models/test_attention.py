@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -115,3 +118,42 @@ def test_other_platforms_take_the_plain_product() -> None:
     assert "while" in lowered["cpu"] and "2048x2048" not in lowered["cpu"]
     for platform in ("tpu", "cuda"):
         assert "while" not in lowered[platform] and "2048x2048" in lowered[platform]
+
+
+@pytest.mark.parametrize("queries, keys", [(24, 24), (7, 33), (19, 10)])
+def test_blocks_of_queries_are_plain_attention(queries: int, keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRADIENT_BLOCK", 8)
+    *tensors, cotangent = inputs(queries, keys)
+    output, pullback = jax.vjp(plain_attention, *tensors)
+    np.testing.assert_allclose(module.query_blocks(*tensors), output, atol=2e-6)
+    for found, wanted in zip(module.query_blocks_gradient(*tensors, cotangent), pullback(cotangent), strict=True):
+        assert found.shape == wanted.shape
+        np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def test_blocks_of_queries_in_half_precision() -> None:
+    *tensors, cotangent = inputs(24, 24, jnp.bfloat16)
+    for found, like in zip(module.query_blocks_gradient(*tensors, cotangent), tensors, strict=True):
+        assert found.dtype == like.dtype == jnp.bfloat16
+
+
+def test_accelerators_take_blocks_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = jax.ShapeDtypeStruct((1, 2048, 1, 8), jnp.bfloat16)
+    both = jax.value_and_grad(lambda *x: attention(*x).astype(jnp.float32).sum(), argnums=(0, 1, 2))
+
+    def lowered(platform: str) -> str:
+        # A function of its own each time: what was traced before is not taken again.
+        return jax.jit(lambda *x: both(*x)).trace(x, x, x).lower(lowering_platforms=(platform,)).as_text()
+
+    for platform in ("tpu", "cuda"):
+        assert "2048x2048" in lowered(platform)
+    monkeypatch.setattr(module, "BLOCKS", True)
+    for platform in ("tpu", "cuda"):
+        text = lowered(platform)
+        assert "2048x2048" not in text and "512x2048" in text and text.count("stablehlo.while") == 2
+
+
+def test_an_unknown_choice_is_told_of() -> None:
+    command = [sys.executable, "-W", "error", "-c", "import dtc_jax.models.attention"]
+    done = subprocess.run(command, env={**os.environ, "DTC_JAX_ATTENTION": "flahs"}, capture_output=True, text=True)
+    assert done.returncode == 1 and "flahs is none of cudnn, flash, blocks" in done.stderr

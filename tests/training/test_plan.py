@@ -128,12 +128,14 @@ def test_what_a_compiler_says_that_it_lacks() -> None:
     assert "DOES NOT FIT" in command.memory_lines(refused, "15.75 GiB", int(15.75 * GIB))[0]
 
 
-def test_tables_of_attention() -> None:
+def test_tables_of_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     sd15 = read_config(Path(__file__).resolve().parents[2] / "configs" / "sd15.py")[0]
     assert attention_tables(sd15, 4) == 4 * 8 * 4096**2 * 10
     assert attention_tables(training(sd15, accumulation_steps=2, batch_size=64), 4) == 2 * 8 * 4096**2 * 10
     # 8x8 latents: nothing is long.
     assert attention_tables(CONFIG, 4) == 0
+    monkeypatch.setattr(planning, "BLOCKS", True)
+    assert attention_tables(sd15, 4) == 4 * 8 * 512 * 4096 * 10
 
 
 @pytest.mark.parametrize(
