@@ -69,12 +69,14 @@ class RecordSource:
             )
         self._reader = RecordReader(config.data, config.model)
         splits = self._reader.data_set.splits
-        if not splits.get(config.data.evaluation_split):
+        evaluated = config.training.sample_every or config.training.evaluate_every
+        if evaluated and not splits.get(config.data.evaluation_split):
             # Now, and not when the first grid is drawn.
             held = ", ".join(sorted(splits))
             raise ConfigError(
                 f"data.evaluation_split = {config.data.evaluation_split}: no records in "
-                f"{self._reader.data_set.folder}, which has {held}; name one of these (sample grids are drawn from it)"
+                f"{self._reader.data_set.folder}, which has {held}; name one of these (samples are "
+                "drawn from it), or set training.sample_every and training.evaluate_every to 0"
             )
         self._batch_size, self._prefetch = batch_size, config.data.prefetch
         self._sharding = batch_sharding(mesh)

@@ -213,6 +213,13 @@ def test_what_cannot_work_is_named(folder: Path) -> None:
         make_source(experiment(folder, evaluation_split="validation"), mesh)
 
 
+def test_who_draws_no_samples_needs_no_held_out_ones(folder: Path) -> None:
+    config = experiment(folder, evaluation_split="validation")
+    undrawn = dataclasses.replace(config, training=dataclasses.replace(config.training, sample_every=0))
+    with closing(make_source(undrawn, make_mesh(1))) as source:
+        assert_same(source(0), expected(folder, 0))
+
+
 def test_a_run_goes_on_where_its_data_has_been_copied_to(folder: Path, tmp_path: Path) -> None:
     config = experiment(folder)
     prepare_run_dir(config, tmp_path / "run", write=True)
