@@ -21,6 +21,7 @@ import tyro
 from dtc_jax.arguments import UsageError, parse_arguments
 from dtc_jax.cluster import ClusterOptions, connect, launched, leave
 from dtc_jax.config import ConfigError, ExperimentConfig
+from dtc_jax.training.run_directory import has_checkpoint, starting_folders
 from dtc_jax.training.shared_folder import check_local_path, check_shared_folder
 from dtc_jax.training.step import NonFiniteError
 from dtc_jax.training.stopping import Stopped
@@ -179,12 +180,13 @@ def cpu_devices() -> int:
 
 
 def missing_stages(arguments: Arguments, configs: dict[str, Path]) -> list[str]:
-    """The prerequisites that must be trained first: none where folders are given or the run has been started.
+    """The prerequisites that must be trained first: none where folders are given, now or when the run was started.
 
     Raises:
         ConfigError: a prerequisite that is no experiment.
     """
-    if arguments.init_from or (arguments.run_dir / "frozen" / "config.json").is_file():
+    run_dir = arguments.run_dir
+    if arguments.init_from or has_checkpoint(run_dir) or starting_folders(run_dir):
         return []
     for name in arguments.config.prerequisites:
         if name not in configs:
@@ -192,7 +194,7 @@ def missing_stages(arguments: Arguments, configs: dict[str, Path]) -> list[str]:
     return [
         name
         for name in arguments.config.prerequisites
-        if not (arguments.run_dir / "prerequisites" / name / "model" / "config.json").is_file()
+        if not (run_dir / "prerequisites" / name / "model" / "config.json").is_file()
     ]
 
 
@@ -209,4 +211,5 @@ def run_with_prerequisites(arguments: Arguments, configs: dict[str, Path]) -> No
         data = dataclasses.replace(earlier.data, seed=config.data.seed) if earlier.stage == "vgg" else config.data
         train(dataclasses.replace(earlier, model=config.model, data=data), run_dir / "prerequisites" / name)
     trained = (run_dir / "prerequisites" / name / "model" for name in config.prerequisites)
-    train(config, run_dir, arguments.init_from or [folder for folder in trained if folder.is_dir()])
+    given = arguments.init_from or starting_folders(run_dir)
+    train(config, run_dir, given or [folder for folder in trained if folder.is_dir()])

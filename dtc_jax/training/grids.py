@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 from PIL import Image
 
-from dtc_jax.config import ExperimentConfig
+from dtc_jax.config import ConfigError, ExperimentConfig
+from dtc_jax.data.images import InputError
 from dtc_jax.data.sheets import contact_sheet
 from dtc_jax.inference.generate import generate, image_keys
 from dtc_jax.inference.settings import sampler_settings
@@ -34,6 +35,21 @@ def grid_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
 def compiled_sampler(mesh: Mesh) -> Callable[..., Array]:
     """The sampler with a whole copy of its result on every device, so that any process can write it."""
     return jax.jit(generate, static_argnames="settings", out_shardings=replicated(mesh))
+
+
+def check_sampling(config: ExperimentConfig) -> None:
+    """Refuse settings that no sampler can be made of, at the start and not when the first grid is drawn.
+
+    Raises:
+        ConfigError: the setting, and what it may be.
+    """
+    training = config.training
+    if config.stage != "diffusion" or not (training.sample_every or training.evaluate_every):
+        return
+    try:
+        sampler_settings(config)
+    except InputError as error:
+        raise ConfigError(f"sampling.{error}") from None
 
 
 def write_sample_grid(

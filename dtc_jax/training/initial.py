@@ -27,8 +27,9 @@ from dtc_jax.models.inputs import normalize_image
 from dtc_jax.models.patch_autoencoder import principal_components
 from dtc_jax.training.cached_networks import check_cached_networks
 from dtc_jax.training.classifier import init_heads
+from dtc_jax.training.params import split_trainable
 from dtc_jax.training.source import training_scenes
-from dtc_jax.weights.model_folder import check_params, unflatten_params
+from dtc_jax.weights.model_folder import check_params, flatten_params, unflatten_params
 from dtc_jax.weights.prompts import encode_prompts, find_tokenizer
 from dtc_jax.weights.run_folder import load_checkpoint
 from dtc_jax.weights.starting_parts import is_taesd, taesd
@@ -69,7 +70,10 @@ def needed_networks(config: ExperimentConfig) -> tuple[str, ...]:
 
 
 def initial_params(
-    config: ExperimentConfig, key: Key[Array, ""], init_from: Sequence[Path] = (), resumed: bool = False
+    config: ExperimentConfig,
+    key: Key[Array, ""],
+    init_from: Sequence[Path] = (),
+    held: Collection[str] | None = None,
 ) -> PyTree:
     """Freshly initialised parameters of the stage's networks, on the host, with those of `init_from` in their place.
 
@@ -78,11 +82,13 @@ def initial_params(
         key: For the fresh ones.
         init_from: Model or run folders; each brings the networks that it holds and the stage needs, later ones win.
             TAESD, where it is needed, may be a folder's autoencoder, or the folder of its two published files.
-        resumed: The run has a checkpoint: what must come from a folder is in the run's own.
+        held: For a run that has a checkpoint, the networks in its own folder of frozen ones: what is not trained must
+            be among these or come from `init_from`.
 
     Raises:
         ConfigError: a folder holds nothing that the stage needs, or its U-Net reads masks of the other polarity; or no
-            folder holds TAESD, which is not trained here, where it is needed; or none holds what a prompt needs.
+            folder holds TAESD, which is not trained here, where it is needed; or none holds what a prompt needs; or a
+            run that goes on has not had a network that it needs now.
         ModelFolderError: a folder's network has other names or shapes than the configuration describes.
     """
     wanted = needed_networks(config)
@@ -123,24 +129,46 @@ def initial_params(
             unet_from = folder, stored.model.unet.mask_channel
         loaded_networks.update(brought)
         logger.info("%s: %s", folder, ", ".join(brought))
-    if not resumed:
+    if held is None:
         check_cached_networks(
             config, {name: params[name] for name in params.keys() - loaded_networks}, "random weights"
         )
+    else:
+        check_held(config, params, {*held, *loaded_networks})
     if unet_from is not None:
         check_mask_channel(*unet_from, config.model.unet.mask_channel)
-    if "taesd" in params and "taesd" not in loaded_networks and not resumed:
+    if "taesd" in params and "taesd" not in loaded_networks and held is None:
         raise ConfigError(
             "loss.perceptual_decoder = taesd: no folder of --init-from holds TAESD; name one whose autoencoder it is, "
             "or that of taesd_encoder.safetensors and taesd_decoder.safetensors"
         )
-    if config.model.prompted and not resumed:
+    if config.model.prompted and held is None:
         params |= initial_prompts(config, params["reference_encoder"], loaded_networks, init_from)
     if "unet" in loaded_networks and "hint_encoder" in params and "hint_encoder" not in loaded_networks:
         # The replica is one of the U-Net that training starts from, not of the random one that it replaced.
         params["hint_encoder"] = replicate_encoder(params["unet"], config.model.vae.latent_channels)
         logger.info("hint_encoder: a copy of the loaded unet's encoder and middle")
     return params
+
+
+def check_held(config: ExperimentConfig, params: PyTree, held: Collection[str]) -> None:
+    """Refuse to go on with a network that the run has neither frozen nor trained: it would be random.
+
+    Args:
+        config: The experiment.
+        params: Those that it needs now.
+        held: Networks that there are.
+
+    Raises:
+        ConfigError: one that is not trained is not among them.
+    """
+    _, frozen = split_trainable(flatten_params(params), config.training.trainable)
+    lacking = {path.split("/")[0] for path in frozen} - set(held)
+    if lacking:
+        raise ConfigError(
+            f"{', '.join(sorted(lacking))}: the run has done without so far, and needs it as it is configured now; "
+            "name a folder that holds it with --init-from"
+        )
 
 
 def other_kinds(wanted: ModelConfig, stored: ModelConfig) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,12 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from dtc_jax.config import ExperimentConfig
+from dtc_jax.inference.runtime import release_freed_memory
 from dtc_jax.training.broken_records import BrokenLog
 from dtc_jax.training.checkpoints import Checkpoints, abstract_state
 from dtc_jax.training.class_images import prepare_product
 from dtc_jax.training.flops import train_flops_per_image
-from dtc_jax.training.grids import write_sample_grid
+from dtc_jax.training.grids import check_sampling, write_sample_grid
 from dtc_jax.training.hardware import accelerator
 from dtc_jax.training.initial import initial_params
 from dtc_jax.training.params import split_trainable
@@ -28,12 +29,19 @@ from dtc_jax.training.profiling import Profile
 from dtc_jax.training.progress import Progress
 from dtc_jax.training.provenance import append_provenance
 from dtc_jax.training.rolling import make_evaluation
-from dtc_jax.training.run_directory import data_notes, prepare_run_dir
+from dtc_jax.training.run_directory import (
+    data_notes,
+    has_checkpoint,
+    networks_held,
+    only_run,
+    prepare_run_dir,
+    starting_folders,
+)
 from dtc_jax.training.sharding import check_batch, make_mesh
 from dtc_jax.training.source import make_source
 from dtc_jax.training.step import TrainState, check_finite
 from dtc_jax.training.stopping import Stopped, StopRequest
-from dtc_jax.weights.model_folder import flatten_params, save_model_folder, unflatten_params
+from dtc_jax.weights.model_folder import flatten_params, is_model_folder, save_model_folder, unflatten_params
 
 logger = logging.getLogger("dtc_jax.train")
 
@@ -63,24 +71,36 @@ def train(
         Stopped: on SIGTERM or Ctrl-C, after a step and its checkpoint.
         OSError: another file of the run could not be written.
     """
+    with only_run(run_dir) if jax.process_index() == 0 else nullcontext():
+        return _train(config, run_dir, init_from, devices)
+
+
+def _train(
+    config: ExperimentConfig, run_dir: Path, init_from: Sequence[Path], devices: Sequence[jax.Device] | None
+) -> PyTree:
     main_process = jax.process_index() == 0
+    resumed = has_checkpoint(run_dir)
+    if not init_from and (init_from := starting_folders(run_dir)):
+        logger.info("starts again from %s", ", ".join(map(str, init_from)))
     mesh = make_mesh(config.training.fsdp_devices, devices, config.training.slices)
     check_batch(config.training, mesh)
+    check_sampling(config)
     config = prepare_product(config, run_dir, init_from, devices)
     source = make_source(config, mesh, BrokenLog(run_dir))
-    # Once it is known that there is something to train on: what is written here a later start must agree with.
-    prepare_run_dir(config, run_dir, write=main_process)
+    # Once it is known that there is something to train on.
+    prepare_run_dir(config, run_dir, main_process, resumed, init_from)
     key = jax.random.key(config.training.seed)
 
     checkpoints = open_checkpoints(config, run_dir)
-    latest = checkpoints.latest_step()
-    resumed = latest is not None
-    params = flatten_params(initial_params(config, jax.random.fold_in(key, 0), init_from, resumed))
+    held = networks_held(run_dir) if resumed else None
+    params = flatten_params(initial_params(config, jax.random.fold_in(key, 0), init_from, held))
     trainable, frozen = split_trainable(params, config.training.trainable)
     # The split ones are the only ones left: `place` lets each host array go.
     del params
-    if latest is not None:
+    if resumed:
         frozen = stored_frozen(run_dir, frozen)
+    # What an option that is new to the run asks for is kept beside the rest.
+    kept = held is not None and held.issuperset(path.split("/")[0] for path in frozen)
     train_step, state, frozen = place(config, mesh, trainable, frozen)
     evaluate = make_evaluation(config, mesh) if config.training.evaluate_every else None
     logger.info(
@@ -93,7 +113,7 @@ def train(
         dict(mesh.shape),
     )
 
-    if frozen and latest is None:
+    if frozen and not kept:
         whole = to_host(frozen, mesh, keep=main_process)
         if main_process:
             save_model_folder(run_dir / "frozen", config, whole, notes=data_notes(config, run_dir))
@@ -103,7 +123,7 @@ def train(
         # Whatever happens: an interrupted run finishes the checkpoint that it is writing.
         closing.callback(checkpoints.close)
         closing.callback(source.close)
-        if latest is not None:
+        if resumed:
             state, start = resume(checkpoints, state, config)
             logger.info("resumed from step %d", start)
         else:
@@ -112,9 +132,9 @@ def train(
         total, due = config.training.steps, Due(config)
         if main_process:
             append_provenance(run_dir, start)
-            if start < total:
+            if start < total and is_model_folder(run_dir / "model"):
                 # What an earlier, shorter run exported; the checkpoints hold the same and go on.
-                shutil.rmtree(run_dir / "model", ignore_errors=True)
+                shutil.rmtree(run_dir / "model")
         progress = open_progress(config, run_dir, start, mesh)
         closing.callback(progress.close)
         profile = Profile(run_dir, config.training)
@@ -123,7 +143,12 @@ def train(
 
         for step in range(start, total):
             profile.before(step + 1, state)
-            state, metrics = train_step(state, frozen, source(step), noise_key)
+            batch = source(step)
+            if step == start:
+                # Ahead of the first step, for which the memory that the compiler has freed may be needed.
+                train_step.lower(state, frozen, batch, noise_key).compile()
+                release_freed_memory()
+            state, metrics = train_step(state, frozen, batch, noise_key)
             # Numbers of the last line are fetched only after this step has been dispatched: no wait in the loop.
             check_finite(progress.flush(), config)
             progress.advance()

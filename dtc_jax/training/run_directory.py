@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,56 +17,136 @@ from dtc_jax.training.files import write_text
 from dtc_jax.weights.prompts import TOKENIZER
 from dtc_jax.weights.training_data import DATA_FILE, TrainingData
 
+START_FILE = "init_from.json"
+"""The folders that the run started from: until its first checkpoint, a start that names none takes them again."""
 
-def prepare_run_dir(config: ExperimentConfig, run_dir: Path, write: bool) -> None:
-    """Create the run folder with its config.json, or check that the one there describes the same networks and data.
+
+@contextmanager
+def only_run(run_dir: Path) -> Iterator[None]:
+    """Create the run folder, and keep other runs out of it; the lock goes with the process.
+
+    Raises:
+        ConfigError: another run is at work in it, or it cannot be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise _cannot_be_written(run_dir, error) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{run_dir}: another run is at work in it; wait for its end, or use another --run-dir"
+            ) from None
+        except OSError:
+            # A file system that knows no locks is no reason not to train.
+            pass
+        yield
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a run can go on from a checkpoint of its own."""
+    return any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*"))
+
+
+def starting_folders(run_dir: Path) -> list[Path]:
+    """What a run that has no checkpoint yet was started from; nothing where it has one, or began with nothing."""
+    path = run_dir / START_FILE
+    if has_checkpoint(run_dir) or not path.is_file():
+        return []
+    return [Path(folder) for folder in json.loads(path.read_text())]
+
+
+def networks_held(run_dir: Path) -> frozenset[str]:
+    """Names of the networks in the run's `frozen/`."""
+    return frozenset(path.stem for path in (run_dir / "frozen").glob("*.safetensors"))
+
+
+def prepare_run_dir(
+    config: ExperimentConfig, run_dir: Path, write: bool, resumed: bool, init_from: Sequence[Path] = ()
+) -> None:
+    """Write the run folder's description.
+
+    Args:
+        config: The experiment.
+        run_dir: The run folder.
+        write: One process writes.
+        resumed: The folder holds checkpoints: its description must be of the same networks and data. Without, nothing
+            has been trained that a new description could contradict.
+        init_from: The folders that a run without checkpoints starts from.
+
+    Raises:
+        ConfigError: the folder belongs to another experiment, or holds a model that no checkpoint goes on from.
+    """
+    described = describe_data_set(config)
+    if resumed:
+        check_same_run(config, run_dir, described)
+    elif (run_dir / "model").exists():
+        raise ConfigError(
+            f"{run_dir / 'model'}: is there, without checkpoints to go on from, and a run writes its model there; use "
+            "another --run-dir"
+        )
+    if write:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            write_text(run_dir / "config.json", config_to_json(config))
+            if described:
+                write_text(run_dir / DATA_FILE, json.dumps(described, indent=2) + "\n")
+            if not resumed:
+                folders = [str(folder.absolute()) for folder in init_from]
+                write_text(run_dir / START_FILE, json.dumps(folders, indent=2) + "\n")
+        except OSError as error:
+            raise _cannot_be_written(run_dir, error) from None
+
+
+def _cannot_be_written(run_dir: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{run_dir}: cannot be written ({error.strerror}); use another --run-dir")
+
+
+def check_same_run(config: ExperimentConfig, run_dir: Path, described: dict[str, Any]) -> None:
+    """Refuse to go on with a run of other networks or data.
+
+    Args:
+        config: The experiment.
+        run_dir: The run folder, with checkpoints.
+        described: `describe_data_set` of the experiment.
 
     Raises:
         ConfigError: the folder belongs to another experiment.
     """
     path = run_dir / "config.json"
-    if path.exists():
-        earlier = load_config(path)
-        if not earlier.data.draws_same_as(config.data):
-            raise ConfigError(f"{run_dir}: was started with another `data`; use another --run-dir, or --init-from it")
-        for part in ("stage", "model", "diffusion"):
-            if getattr(earlier, part) != getattr(config, part):
-                raise ConfigError(
-                    f"{run_dir}: was started with another `{part}`; use another --run-dir, or --init-from it"
-                )
-        # These decide which numbers each step draws, or what the checkpoint holds.
-        for name in ("seed", "batch_size", "trainable"):
-            before, now = getattr(earlier.training, name), getattr(config.training, name)
-            if before != now:
-                raise ConfigError(
-                    f"{run_dir}: was started with training.{name} = {before}, not {now}; use another --run-dir"
-                )
-        if earlier.ema.enabled != config.ema.enabled:
+    if not path.exists():
+        return
+    earlier = load_config(path)
+    if not earlier.data.draws_same_as(config.data):
+        raise ConfigError(f"{run_dir}: was started with another `data`; use another --run-dir, or --init-from it")
+    for part in ("stage", "model", "diffusion"):
+        if getattr(earlier, part) != getattr(config, part):
+            raise ConfigError(f"{run_dir}: was started with another `{part}`; use another --run-dir, or --init-from it")
+    # These decide which numbers each step draws, or what the checkpoint holds.
+    for name in ("seed", "batch_size", "trainable"):
+        before, now = getattr(earlier.training, name), getattr(config.training, name)
+        if before != now:
             raise ConfigError(
-                f"{run_dir}: was started with ema.enabled = {earlier.ema.enabled}, not {config.ema.enabled}; "
-                "use another --run-dir"
+                f"{run_dir}: was started with training.{name} = {before}, not {now}; use another --run-dir"
             )
-    described = describe_data_set(config)
+    if earlier.ema.enabled != config.ema.enabled:
+        raise ConfigError(
+            f"{run_dir}: was started with ema.enabled = {earlier.ema.enabled}, not {config.ema.enabled}; "
+            "use another --run-dir"
+        )
     data_path = run_dir / DATA_FILE
-    if (
-        path.exists()
-        and described
-        and data_path.exists()
-        and _in_words(before := json.loads(data_path.read_text())) != _in_words(described)
-    ):
+    if not described or not data_path.exists():
+        return
+    before, now = _in_words(json.loads(data_path.read_text())), _in_words(described)
+    if before != now:
         field = "product" if config.data.kind == "product" else "path"
         raise ConfigError(
-            f"{getattr(config.data, field)}: holds {_in_words(described)}, {run_dir} was started with "
-            f"{_in_words(before)}; give data.{field} that one, or use another --run-dir"
+            f"{getattr(config.data, field)}: holds {now}, {run_dir} was started with {before}; give data.{field} that "
+            "one, or use another --run-dir"
         )
-    if write:
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            write_text(path, config_to_json(config))
-            if described:
-                write_text(data_path, json.dumps(described, indent=2) + "\n")
-        except OSError as error:
-            raise ConfigError(f"{run_dir}: cannot be written ({error.strerror}); use another --run-dir") from None
 
 
 def describe_data_set(config: ExperimentConfig) -> dict[str, Any]:

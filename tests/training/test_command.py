@@ -122,12 +122,14 @@ def test_run_folder_of_another_experiment(part: str, tmp_path: Path, capfd: pyte
     config = _test_config()
     before = config_to_json(config)
     (tmp_path / "config.json").write_text(before)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     _expect_error(["test", "--run-dir", str(tmp_path), *flags[part]], capfd, str(tmp_path), part)
     assert (tmp_path / "config.json").read_text() == before
 
 
 def test_unreadable_run_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text("{")
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     _expect_error(["test", "--run-dir", str(tmp_path)], capfd, "config")
 
 
@@ -215,6 +217,12 @@ def test_prerequisites_are_trained_once_and_only_where_nothing_is_given(tmp_path
     done.mkdir(parents=True)
     (done / "config.json").write_text("{}")
     assert missing_stages(arguments, configs) == ["tiny_autoencoder"]
+    # Begun, but without a checkpoint: the rest is still missing, unless the run was started from folders.
     (tmp_path / "frozen").mkdir()
     (tmp_path / "frozen" / "config.json").write_text("{}")
+    assert missing_stages(arguments, configs) == ["tiny_autoencoder"]
+    (tmp_path / "init_from.json").write_text('["somewhere"]')
+    assert missing_stages(arguments, configs) == []
+    (tmp_path / "init_from.json").unlink()
+    (tmp_path / "checkpoints" / "100").mkdir(parents=True)
     assert missing_stages(arguments, configs) == []

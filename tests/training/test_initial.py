@@ -165,12 +165,23 @@ def test_networks_that_the_configuration_needs(fresh: dict[str, Any]) -> None:
     assert _equal(params, {name: fresh[name] for name in params})
 
 
+def test_a_network_that_a_run_has_done_without(fresh: dict[str, Any], tmp_path: Path) -> None:
+    without = set(needed_networks(CONFIG)) - {"vgg"}
+    with pytest.raises(ConfigError, match=r"vgg: the run has done without so far, .* with --init-from"):
+        initial_params(CONFIG, KEY, held=without)
+    folder = save_model_folder(tmp_path / "vgg", CONFIG, _filled(fresh, 0.5, "vgg"))
+    assert _equal(initial_params(CONFIG, KEY, [folder], held=without)["vgg"], _filled(fresh, 0.5, "vgg")["vgg"])
+    # Those that are trained are in the checkpoint.
+    trained = {"unet", "hint_encoder", "hint_adapter", "fusion", "reference_projection", "null_tokens"}
+    assert _equal(initial_params(CONFIG, KEY, held=set(needed_networks(CONFIG)) - trained), fresh)
+
+
 def test_taesd_is_brought_by_a_folder(tmp_path: Path) -> None:
     config = _with_taesd()
     with pytest.raises(ConfigError, match=r"perceptual_decoder = taesd: no folder of --init-from holds TAESD"):
         initial_params(config, KEY)
     # A run that goes on has its own.
-    drawn = initial_params(config, KEY, resumed=True)["taesd"]
+    drawn = initial_params(config, KEY, held=needed_networks(config))["taesd"]
 
     stored = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, vae=config.model.taesd))
     filled = jax.tree.map(lambda leaf: np.full_like(leaf, 0.5), drawn)

@@ -222,16 +222,16 @@ def test_who_draws_no_samples_needs_no_held_out_ones(folder: Path) -> None:
 
 def test_a_run_goes_on_where_its_data_has_been_copied_to(folder: Path, tmp_path: Path) -> None:
     config = experiment(folder)
-    prepare_run_dir(config, tmp_path / "run", write=True)
+    prepare_run_dir(config, tmp_path / "run", write=True, resumed=True)
     described = json.loads((tmp_path / "run" / "data_set.json").read_text())
     assert described == {"name": "synthetic", "version": "1.0.0", "size": 32, "records": 10}
     copy = prepared.write(tmp_path / "copy")
-    prepare_run_dir(experiment(copy, workers=3), tmp_path / "run", write=True)
+    prepare_run_dir(experiment(copy, workers=3), tmp_path / "run", write=True, resumed=True)
     other = prepared.write(tmp_path / "other", train=9)
     with pytest.raises(ConfigError, match=r"9 records .*, .*run was started with synthetic 1\.0\.0 \(10 records"):
-        prepare_run_dir(experiment(other), tmp_path / "run", write=True)
+        prepare_run_dir(experiment(other), tmp_path / "run", write=True, resumed=True)
     with pytest.raises(ConfigError, match="another `data`"):
-        prepare_run_dir(experiment(folder, rotation_degrees=3.0), tmp_path / "run", write=True)
+        prepare_run_dir(experiment(folder, rotation_degrees=3.0), tmp_path / "run", write=True, resumed=True)
 
 
 # ------------------------------------------------------------------------------------------------------- evaluation

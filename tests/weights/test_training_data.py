@@ -44,7 +44,7 @@ def prepared(folder: Path, name: str, **metadata: object) -> Path:
 def trained(run_dir: Path, data: DataConfig) -> Path:
     """A run folder as the loop leaves it."""
     config = ExperimentConfig(name="licensed", model=presets.test(), data=data)
-    prepare_run_dir(config, run_dir, write=True)
+    prepare_run_dir(config, run_dir, write=True, resumed=False)
     params = random_tree(DiffuseToChoose(config.model).shapes())
     save_model_folder(run_dir / "model", config, params, notes=data_notes(config, run_dir))
     return run_dir
@@ -71,10 +71,10 @@ def test_the_licence_is_no_part_of_the_datas_identity(tmp_path: Path) -> None:
     folder = prepared(tmp_path / "data", "mine", licence=LICENCE)
     config = ExperimentConfig(model=presets.test(), data=DataConfig(kind="records", path=str(folder)))
     assert "licence" not in data_identity(config)
-    prepare_run_dir(config, tmp_path / "run", write=True)
+    prepare_run_dir(config, tmp_path / "run", write=True, resumed=False)
     file = tmp_path / "run" / "data_set.json"
     file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "licence"}))
-    prepare_run_dir(config, tmp_path / "run", write=True)
+    prepare_run_dir(config, tmp_path / "run", write=True, resumed=True)
     assert json.loads(file.read_text())["licence"] == LICENCE
 
 
