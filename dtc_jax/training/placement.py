@@ -85,7 +85,7 @@ def held_to_batch(step: TrainStep, mesh: Mesh) -> TrainStep:
 def place(
     config: ExperimentConfig, mesh: Mesh, trainable: FlatParams, frozen: FlatParams
 ) -> tuple[jax.stages.Wrapped, TrainState, FlatParams]:
-    """Put state and frozen parameters on the mesh and wrap the step (`TrainStep`) for compilation; the state is donated.
+    """Put state and frozen parameters on the mesh and wrap the step for compilation; the state is donated.
 
     Both dicts are emptied: a host array is let go as soon as it is on the devices, so that no more than the largest is
     in memory twice.
