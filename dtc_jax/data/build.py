@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from dtc_jax.arguments import UsageError, parse_arguments
 from dtc_jax.config_base import ConfigError
+from dtc_jax.data.builders.source import NO_SOURCE
 from dtc_jax.data.builders.vitonhd_source import MaskChoice
 from dtc_jax.data.images import InputError
 from dtc_jax.data.locations import is_remote
@@ -119,6 +120,8 @@ def build(arguments: Arguments) -> str:
         raise ConfigError(f"--output {arguments.output}: ArrayRecord files are written to local or mounted storage")
     if not re.fullmatch(r"[\w-]+", arguments.name):
         raise ConfigError(f"--name {arguments.name!r}: needs letters, digits, _ and - only, for it names a folder")
+    if arguments.name == NO_SOURCE:
+        raise ConfigError(f"--name {NO_SOURCE}: stands for a data set without a source; choose another name")
     tfds = import_tfds()
     tfds.disable_progress_bar()
     logging.getLogger("absl").setLevel(logging.ERROR)

@@ -149,12 +149,12 @@ def read_box(box: Sequence[int], size: tuple[int, int]) -> UInt8[np.ndarray, "h 
     return mask
 
 
-def check_output(path: Path, inputs: Sequence[str | os.PathLike[str] | None] = ()) -> None:
+def check_output(path: Path, inputs: Iterable[str | os.PathLike[str] | None] = ()) -> None:
     """Check that an image can be written, before the work of making it.
 
     Args:
         path: what is to be written.
-        inputs: files that it must not take the place of, by any name; None and what is no local file are passed over.
+        inputs: see `check_no_input`.
 
     Raises:
         InputError: a suffix other than .png, a folder in its place, a folder above it that is absent or read-only, or
@@ -173,6 +173,20 @@ def check_output(path: Path, inputs: Sequence[str | os.PathLike[str] | None] = (
         raise InputError(f"output {path}: no such folder: {folder}; make it first")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"output {path}: cannot write to the folder {folder}")
+    check_no_input(path, inputs)
+
+
+def check_no_input(path: Path, inputs: Iterable[str | os.PathLike[str] | None]) -> None:
+    """Check that what is to be written would not take the place of an input.
+
+    Args:
+        path: what is to be written.
+        inputs: files that must stay, by any name; None and what is no local file are passed over. They are gone through
+            only if there is a file at `path`.
+
+    Raises:
+        InputError: it is one of them.
+    """
     if path.exists():
         for taken in inputs:
             if taken is not None and not is_remote(taken) and os.path.exists(taken) and os.path.samefile(path, taken):

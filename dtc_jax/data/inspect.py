@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from dtc_jax.arguments import UsageError, parse_arguments, reports_errors
 from dtc_jax.config_base import ConfigError
-from dtc_jax.data.images import InputError, check_output, write_image
-from dtc_jax.data.inspection import BROKEN, Inspection, inspect_data, open_data
+from dtc_jax.data.images import InputError, check_no_input, check_output, write_image
+from dtc_jax.data.inspection import BROKEN, Inspection, Reader, inspect_data, open_data
 from dtc_jax.data.inspection_sheet import draw_sheet
 
 PROGRAM = "python -m dtc_jax.data.inspect"
@@ -77,7 +77,14 @@ def run(arguments: InspectArguments) -> int:
         check_output(arguments.output)
     if arguments.json is not None and not arguments.json.parent.is_dir():
         raise UsageError(f"--json {arguments.json}: no such folder: {arguments.json.parent}; make it first")
+    if arguments.json is not None and arguments.json.is_dir():
+        raise UsageError(f"--json {arguments.json}: is a folder; name a file")
+    outputs = [path for path in (arguments.output, arguments.json) if path is not None]
+    if len({os.path.realpath(path) for path in outputs}) < len(outputs):
+        raise UsageError(f"--json {arguments.json}: is the file of --output, too; name another one")
     reader = open_data(arguments.data, arguments.size)
+    for path in outputs:
+        _check_apart(path, reader)
     total = sum(min(len(items), arguments.limit or len(items)) for items in reader.splits.values())
     # disable=None: a bar on a terminal only.
     with tqdm(total=total, unit="case", disable=None) as bar:
@@ -89,6 +96,15 @@ def run(arguments: InspectArguments) -> int:
         write_image(arguments.output, np.asarray(draw_sheet(inspection, reader, arguments.rows)))
         print(f"sheet: {arguments.output}")
     return 1 if arguments.strict and inspection.findings else 0
+
+
+def _check_apart(path: Path, reader: Reader) -> None:
+    """Raise an InputError if writing to `path` would change the data."""
+    check_no_input(path, reader.files())
+    whole = Path(os.path.realpath(path))
+    for folder in reader.folders:
+        if Path(os.path.realpath(folder)) in whole.parents:
+            raise InputError(f"output {path}: lies in the data, in {folder}; name a file elsewhere")
 
 
 def describe(inspection: Inspection) -> dict[str, Any]:

@@ -19,12 +19,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dtc_jax.data.builders.manifest_source import ManifestSource
-from dtc_jax.data.builders.source import Case, Item, Skipped, Source, make_sample
+from dtc_jax.data.builders.source import Case, Item, Skipped, Source, make_sample, one_line
 from dtc_jax.data.builders.vitonhd_source import VitonHDSource
 from dtc_jax.data.duplicates import Look, look_of, same_looks
 from dtc_jax.data.hints import WHITE_TOLERANCE, trim_bounds
 from dtc_jax.data.images import InputError
-from dtc_jax.data.locations import is_remote
+from dtc_jax.data.locations import Location, is_remote
 from dtc_jax.data.masks import bounding_box
 from dtc_jax.data.records import DataSet, RecordError, Sample, decode, find_data_set, open_split
 
@@ -83,10 +83,14 @@ class Reader(NamedTuple):
     open: Callable[[Any], tuple[Case | None, Sample] | Skipped]
     """The case as its files have it (None in a prepared data set), and its sample.
 
-    Raises InputError or RecordError: it is broken."""
+    Raises InputError, RecordError, or whatever damaged shards bring about: it is broken."""
     describe: Mapping[str, Any]
     name: Callable[[Any], str]
     """What to call a case that cannot be opened."""
+    files: Callable[[], Iterable[Location]] = tuple
+    """Those that it is made of: nothing may be written over them."""
+    folders: tuple[Path, ...] = ()
+    """Those that belong to it: nothing may be written into them."""
 
 
 @dataclass
@@ -115,9 +119,12 @@ def open_data(data: str, size: int = 512) -> Reader:
     """
     path = Path(data)
     if is_remote(data) or path.is_file():
-        return _source_reader("manifest", ManifestSource(manifest=data), size)
-    if any((path / f"{split}_pairs.txt").is_file() for split in ("train", "test")):
-        return _source_reader("VITON-HD folder", VitonHDSource(root=data), size)
+        manifest = ManifestSource(manifest=data)
+        return _source_reader("manifest", manifest, size)._replace(files=manifest.files)
+    pairs = [path / f"{split}_pairs.txt" for split in ("train", "test")]
+    if any(file.is_file() for file in pairs):
+        reader = _source_reader("VITON-HD folder", VitonHDSource(root=data), size)
+        return reader._replace(files=lambda: pairs, folders=(path / "train", path / "test"))
     if not path.exists():
         raise InputError(f"data {data}: no such file or folder")
     return _record_reader(find_data_set(data))
@@ -204,8 +211,10 @@ def is_on_white(reference: UInt8[np.ndarray, "s s 3"]) -> bool:
 def _look_at(reader: Reader, split: str, item: Any) -> Seen:
     try:
         opened = reader.open(item)
-    except (InputError, RecordError) as error:
-        return Seen(split, reader.name(item), item, problem=str(error), findings=(BROKEN,))
+    # Whatever a damaged file brings about (of shards it is RuntimeError) is what an inspection is there to find.
+    except Exception as error:
+        reason = str(error) if isinstance(error, InputError | RecordError) else one_line(error)
+        return Seen(split, reader.name(item), item, problem=reason, findings=(BROKEN,))
     if isinstance(opened, Skipped):
         return Seen(split, reader.name(item), item, findings=(SKIPPED,))
     case, sample = opened
@@ -256,7 +265,8 @@ def _record_reader(data_set: DataSet) -> Reader:
 
     splits = {split: [(split, index) for index in range(count)] for split, count in data_set.splits.items()}
     kind = f"prepared data set {data_set.name} {data_set.version}"
-    return Reader(kind, splits, open_record, data_set.metadata, lambda place: f"record {place[1]}")
+    reader = Reader(kind, splits, open_record, data_set.metadata, lambda place: f"record {place[1]}")
+    return reader._replace(folders=(data_set.folder,))
 
 
 def _ordered(

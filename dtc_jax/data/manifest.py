@@ -95,9 +95,25 @@ def _entry(line: str, where: str) -> dict[str, Any]:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise InputError(f"{where}: not a JSON object (its brackets are nested too deeply)") from None
+    except ValueError:
+        raise InputError(f"{where}: cannot be read (a number has too many digits)") from None
     if not isinstance(entry, dict):
         raise InputError(f"{where}: not a JSON object")
+    for field, value in entry.items():
+        # JSON can name half of a character (\ud800), which no file name and no record can hold.
+        if isinstance(value, str) and not _is_whole(value):
+            raise InputError(f"{where}: {field!r} is {value!r}, which cannot be written as UTF-8; mend the text")
     return {key: value for key, value in entry.items() if value is not None}
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parse(entry: dict[str, Any], folder: Location, where: str, check_files: bool, references: bool) -> Case:

@@ -99,6 +99,7 @@ class RecordReader:
         self.count //= self.variants
         unwanted = set(array_shapes(model, cache.cached)) - set(array_shapes(model, data.cached)) if cache else set()
         self._left_out = {AUGMENTATION, *unwanted}
+        self._of_cache = {AUGMENTATION, *array_shapes(model, cache.cached if cache else ())}
         self.order = Order(self.count, data.seed)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -132,16 +133,22 @@ class RecordReader:
         return self._first_readable(numbers, augmentation, place)
 
     def evaluation_sample(self, number: int) -> Loaded:
-        """The `number`-th record as stored, without augmentation; past the last one the first comes again."""
+        """The `number`-th record as stored, without augmentation; past the last one the first comes again.
+
+        Of a cache's training split, too, and then without the cache's arrays: they are of augmented samples.
+        """
         return Loaded(*self.evaluation_entry(number)[:2])
 
     def evaluation_entry(self, number: int) -> Entry:
         """As `evaluation_sample`, with its record."""
         augmentation = evaluation_augmentation(number, self.data)
         numbers = ((number + attempt) % self.count for attempt in range(min(self.count, MAX_ATTEMPTS)))
-        return self._first_readable(numbers, augmentation, number)
+        return self._first_readable(numbers, augmentation, number, as_cached=self.split != self.data.split)
 
-    def _first_readable(self, numbers: Iterator[int], augmentation: Augmentation, index: int) -> Entry:
+    def _first_readable(
+        self, numbers: Iterator[int], augmentation: Augmentation, index: int, as_cached: bool = True
+    ) -> Entry:
+        left_out = self._left_out if as_cached else self._of_cache
         broken: list[BrokenRecord] = []
         for number in numbers:
             try:
@@ -150,8 +157,9 @@ class RecordReader:
                 broken.append(BrokenRecord(self.split, number, str(error)))
                 continue
             # What a cache holds belongs to what was drawn when it was made.
-            augmentation = stored_augmentation(record) or augmentation
-            extra = {name: array for name, array in extra_arrays(record).items() if name not in self._left_out}
+            if as_cached:
+                augmentation = stored_augmentation(record) or augmentation
+            extra = {name: array for name, array in extra_arrays(record).items() if name not in left_out}
             arrays = {**extra, **make_sample(sample, augmentation, self.model), "index": np.array(index, np.uint32)}
             return Entry(arrays, tuple(broken), record, augmentation)
         return Entry({}, tuple(broken), {}, augmentation)

@@ -156,6 +156,10 @@ class ShardedWriter:
             description=description,
             metadata=tfds.core.MetadataDict(metadata),
         )
+        # Left by processes that were killed in the middle of a file; none can be at work, for no shard is missing.
+        for pattern in ("tmp-*", f"{PLAN}.*.tmp"):
+            for left in self.folder.glob(pattern):
+                left.unlink(missing_ok=True)
         (self.folder / PLAN).unlink()
         self.folder.rename(self.target)
         return self.target

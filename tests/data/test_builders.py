@@ -20,7 +20,7 @@ from dtc_jax.config_base import ConfigError
 from dtc_jax.data.build import main
 from dtc_jax.data.builders.manifest_source import ManifestSource
 from dtc_jax.data.builders.report import allowed_broken
-from dtc_jax.data.builders.source import Case, make_sample
+from dtc_jax.data.builders.source import Case, Item, make_sample
 from dtc_jax.data.builders.vitonhd_source import VitonHDSource
 from dtc_jax.data.hints import trim_bounds
 from dtc_jax.data.images import InputError
@@ -167,6 +167,26 @@ def test_broken_images_are_left_out_counted_and_listed(tmp_path: Path, capsys: p
     assert "1 of 8 cases are broken" in capsys.readouterr().err
 
 
+def test_no_case_ends_a_build(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StrangeError(Exception):
+        """As decoders have them."""
+
+    original = ManifestSource.open
+
+    def strange(self: ManifestSource, item: Item) -> object:
+        if item.id == "case-1":
+            raise StrangeError("of\nno kind")
+        return original(self, item)
+
+    monkeypatch.setattr(ManifestSource, "open", strange)
+    assert build("product_pairs", files.write_catalogue(tmp_path / "in", count=4, test=1), tmp_path / "out") == 0
+    assert "broken and left out: 1 of 4" in capsys.readouterr().out
+    log = find_data_set(tmp_path / "out").folder.parent / "broken-1.0.0.txt"
+    assert log.read_text() == "train\tcase-1\tStrangeError: of no kind\n"
+
+
 def test_one_broken_case_is_allowed_unless_none_is() -> None:
     assert [allowed_broken(0.01, total) for total in (1, 99, 200, 1000)] == [1, 1, 2, 10]
     assert allowed_broken(0, 1000) == 0
@@ -210,6 +230,7 @@ def test_a_catalogue_on_a_bucket(tmp_path: Path, scheme: str) -> None:
         ({"split": "dev"}, "line 1: split 'dev': must be one of train, validation, test"),
         ({"mask": None}, "line 1: give 'mask' or 'box'"),
         ({"id": "a/b"}, "cannot be a file's name"),
+        ({"id": "bad\ud800"}, "line 1: 'id' is 'bad\\ud800', which cannot be written as UTF-8"),
         ({"id": "case-1"}, "line 2: id 'case-1' was used before, in line 1"),
         ({"colour": "red"}, "unknown field 'colour'"),
     ],
@@ -237,6 +258,7 @@ def test_errors_of_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (("memory://nothing/a.jsonl", output, "--name", "b"), "no such file"),
         ((manifest, "gs://bucket/out"), "local or mounted storage"),
         ((manifest, output, "--name", "../b"), "--name"),
+        ((manifest, output, "--name", "no_source"), "choose another name"),
         ((manifest, output, "--name", "b", "--workers", "0"), "workers = 0"),
         ((manifest, output, "--name", "b", "--max-broken", "1.5"), "max_broken = 1.5"),
         ((manifest, output, "--name", "b", "--max-borken", "1"), "perhaps --max-broken"),
@@ -436,13 +458,17 @@ def test_vitonhd_parse_maps_are_indices_of_the_photo_s_size(tmp_path: Path) -> N
     item = source.items()["train"][0]
     path = tmp_path / "train" / "image-parse-v3" / "00000_00.png"
     for image, message in [
-        (np.zeros((100, 60, 3), np.uint8), "is RGB, not a palette image"),
+        (np.zeros((100, 60, 3), np.uint8), r"^parse map \S+: is RGB, not a palette image"),
         (np.zeros((50, 30), np.uint8), "30x50 pixels, the photo 60x100"),
         (np.zeros((100, 60), np.uint8), "shows no garment"),
     ]:
         files.save(path, image)
         with pytest.raises(InputError, match=message):
             source.open(item)
+    files.save_parse(path, files.parse_map())
+    files.say_huge(path)
+    with pytest.raises(InputError, match=r"parse map .*00000_00\.png: cannot be decoded \(Image size"):
+        source.open(item)
     path.unlink()
     with pytest.raises(InputError, match="no such file"):
         source.open(item)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from dtc_jax.data.duplicates import look_of, same_looks
 from dtc_jax.data.inspect import main
 from dtc_jax.data.inspection import is_grey, is_inverted, is_on_white, spread
 from dtc_jax.data.inspection_sheet import BOX, CELL, MASK, RECTANGLE, draw_row
-from tests.data import files
+from dtc_jax.data.records import find_data_set
+from tests.data import files, prepared
 
 
 def inspect(data: Path | str, folder: Path, *flags: str) -> tuple[int, dict]:
@@ -102,6 +104,78 @@ def test_vitonhd_folder_and_a_small_photo(tmp_path: Path) -> None:
     code, report = inspect(tmp_path / "in", tmp_path, "--size", "256")
     assert code == 0 and report["kind"] == "VITON-HD folder" and "non-commercial" in report["description"]["licence"]
     assert len(found(report)["scenes enlarged more than twice"]) == 5
+
+
+def flip_bytes(shard: Path) -> None:
+    content = bytearray(shard.read_bytes())
+    content[1000:1200] = bytes(byte ^ 255 for byte in content[1000:1200])
+    shard.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason", "least"),
+    [
+        (flip_bytes, "RuntimeError: Corrupted", 1),
+        (Path.unlink, "No such file", 4),
+        (lambda shard: shard.write_bytes(shard.read_bytes()[:1000]), "RuntimeError: ", 4),
+    ],
+    ids=["bytes", "absent", "cut off"],
+)
+def test_damaged_shards_are_broken_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], object], reason: str, least: int
+) -> None:
+    folder = find_data_set(prepared.write(tmp_path / "data", train=4, test=2)).folder
+    damage(next(folder.glob("*-train.*")))
+    code, report = inspect(folder, tmp_path, "--output", str(tmp_path / "sheet.png"))
+    assert code == 0 and len(found(report)["broken"]) >= least and report["inspected"] == 6
+    assert all(name.startswith("train/record ") for name in found(report)["broken"])
+    assert reason in report["problems"]["train/record 0"] and "\n" not in report["problems"]["train/record 0"]
+    assert "    train/record 0: " in capsys.readouterr().out and (tmp_path / "sheet.png").is_file()
+    assert inspect(folder, tmp_path, "--strict")[0] == 1
+
+
+def test_a_parse_map_of_a_size_that_cannot_be_is_one_broken_case(tmp_path: Path) -> None:
+    files.write_vitonhd(tmp_path / "in")
+    files.say_huge(tmp_path / "in" / "train" / "image-parse-v3" / "00001_00.png")
+    code, report = inspect(tmp_path / "in", tmp_path)
+    assert code == 0 and found(report)["broken"] == ["train/00001_00"]
+    assert "cannot be decoded (Image size (3600000000 pixels)" in report["problems"]["train/00001_00"]
+
+
+def test_outputs_do_not_replace_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = files.write_catalogue(tmp_path / "in", count=2, test=0)
+    truth = tmp_path / "in" / "truth.png"
+    files.save(truth, files.photo(9))
+    lines = files.read_lines(manifest)
+    files.write_manifest(manifest, [lines[0], {**lines[1], "truth": "truth.png"}])
+    viton = files.write_vitonhd(tmp_path / "viton", train=1, test=1)
+    records = find_data_set(prepared.write(tmp_path / "records", train=2, test=1)).folder
+    (tmp_path / "link.png").symlink_to(truth)
+    sheet = str(tmp_path / "sheet.png")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for data, flags, message in [
+        (manifest, ["--json", str(manifest)], "is an input"),
+        *[
+            (manifest, ["--output", str(tmp_path / "in" / kind / "1.png")], "is an input")
+            for kind in ("scenes", "masks", "products")
+        ],
+        (manifest, ["--output", str(truth)], "is an input"),
+        (manifest, ["--output", str(tmp_path / "link.png")], "is an input"),
+        (manifest, ["--output", sheet, "--json", f"{tmp_path}/in/../sheet.png"], "is the file of --output, too"),
+        (manifest, ["--json", str(tmp_path)], "is a folder"),
+        (viton, ["--json", str(viton / "test_pairs.txt")], "is an input"),
+        (viton, ["--output", str(viton / "train" / "image-parse-v3" / "00000_00.png")], "lies in the data"),
+        (tmp_path / "records", ["--json", str(records / "dataset_info.json")], "lies in the data"),
+        (tmp_path / "records", ["--output", str(records / "sheet.png")], "lies in the data"),
+    ]:
+        assert main([str(data), "--size", "64", "--workers", "1", *flags]) == 2, flags
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1, said
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    # What stood there before and is none of the data may be replaced.
+    Path(sheet).write_text("an earlier sheet")
+    assert inspect(manifest, tmp_path, "--output", sheet)[0] == 0 and Image.open(sheet).format == "PNG"
+    assert inspect(manifest, tmp_path, "--output", sheet)[0] == 0
 
 
 def test_limit_and_sheet(odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

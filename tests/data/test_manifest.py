@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from dtc_jax.data.images import InputError, read_scene
+from dtc_jax.data.inspect import main as inspect
 from dtc_jax.data.manifest import read_manifest
 from tests.data import files
+
+LINE = '{"id": "one", "scene": "s.png", "box": [0, 0, 2, 2], "reference": "r.png"}'
 
 
 def test_paths_are_relative_to_the_manifest_and_uris_are_left(tmp_path: Path) -> None:
@@ -35,6 +38,32 @@ def test_a_manifest_on_a_bucket_names_pictures_there() -> None:
     assert case.scene == "memory://one/two/x/s.png" and case.reference == "gs://other/r.png"
     with pytest.raises(InputError, match=r"scene memory://one/two/x/s\.png: cannot be read \(no such file\)"):
         read_scene(case.scene)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (LINE.replace("one", r"bad\ud800"), r"'id' is 'bad\\ud800', which cannot be written as UTF-8"),
+        (LINE.replace("}", r', "category": "\udfff"}'), r"'category' is '\\udfff', which cannot be written as UTF-8"),
+        (LINE.replace("s.png", r"\ud800.png"), "'scene' is .* cannot be written as UTF-8"),
+        (LINE.replace('"one"', "9" * 5000), r"cannot be read \(a number has too many digits\)"),
+        ("[" * 100_000, r"not a JSON object \(its brackets are nested too deeply\)"),
+    ],
+    ids=["id", "category", "scene", "digits", "brackets"],
+)
+def test_lines_that_cannot_be_are_named(tmp_path: Path, line: str, message: str) -> None:
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(f"{LINE.replace('one', 'two')}\n{line}\n")
+    with pytest.raises(InputError, match=rf"^manifest .*m\.jsonl, line 2: {message}") as error:
+        read_manifest(manifest, check_files=False)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+    assert inspect([str(manifest)]) == 2
+
+
+def test_whole_characters_beyond_the_first_65536_are_text(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(LINE.replace("one", r"chair \ud83e\ude91"))
+    assert read_manifest(manifest, check_files=False)[0].id == "chair 🪑"
 
 
 def test_a_uri_without_its_package_says_so() -> None:

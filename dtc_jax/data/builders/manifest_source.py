@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dtc_jax.data.builders.source import Case, Item, Skipped
 from dtc_jax.data.images import InputError, read_box, read_mask_levels, read_reference, read_scene
+from dtc_jax.data.locations import Location, is_remote
 from dtc_jax.data.manifest import manifest_lines, parse_case
 from dtc_jax.data.records import SPLITS
 
@@ -54,6 +55,17 @@ class ManifestSource:
             levels = read_box(case.box or (), (target.shape[0], target.shape[1])) * 255
         assert case.reference is not None  # the manifest was read with references
         return Case(case.id, target, levels, read_reference(case.reference), case.category or "")
+
+    def files(self) -> Iterator[Location]:
+        """The manifest and all pictures that it names, as far as they are on this machine."""
+        yield self.manifest
+        if is_remote(self.manifest):
+            return
+        for number, line in manifest_lines(self.manifest):
+            case = parse_case(line, self.manifest, number, check_files=False)
+            for location in (case.scene, case.truth, case.mask, case.reference):
+                if location is not None and not is_remote(location):
+                    yield location
 
     def describe(self) -> dict[str, Any]:
         """The manifest's name; its licence is the team's own."""

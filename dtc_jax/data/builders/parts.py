@@ -23,11 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from dtc_jax.data.builders.report import Broken, Report
-from dtc_jax.data.builders.source import Item, Skipped, Source, make_sample
+from dtc_jax.data.builders.source import Item, Skipped, Source, make_sample, one_line
 from dtc_jax.data.images import InputError
 from dtc_jax.data.records import FEATURES, SCHEMA, encode
 
@@ -71,8 +70,9 @@ class Preparation:
         except InputError as error:
             return str(error)
         # Whatever else a strange file brings about must not end a build of hours; its name and the error are logged.
-        except (OSError, ValueError, ArithmeticError, LookupError, MemoryError, cv2.error) as error:
-            return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        # Decoders have errors of their own, which no list of kinds would have all of.
+        except Exception as error:
+            return one_line(error)
 
 
 def open_parts(folder: Path, fingerprint: str, restart: bool = False) -> bool:

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from dtc_jax.data.builders.building import RecordsBuilder, RecordsConfig
 from dtc_jax.data.builders.manifest_source import ManifestSource
-from dtc_jax.data.builders.source import Source
+from dtc_jax.data.builders.source import NO_SOURCE, Source
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -24,7 +24,7 @@ class ProductPairs(RecordsBuilder):
     """Photos of scenes with a product, the product masked, and a photo of the product alone."""
 
     name = "product_pairs"
-    BUILDER_CONFIGS: ClassVar[list[ProductPairsConfig]] = [ProductPairsConfig(name="no_source")]  # tfds build asks
+    BUILDER_CONFIGS: ClassVar[list[ProductPairsConfig]] = [ProductPairsConfig(name=NO_SOURCE)]  # tfds build asks
     DESCRIPTION: ClassVar[str] = "Scenes with a product, the product's mask, and a photo of the product alone."
 
     def make_source(self) -> Source:

@@ -14,6 +14,9 @@ from dtc_jax.data.records import Sample
 from dtc_jax.data.references import store_reference
 from dtc_jax.data.window import DEFAULT_CONTEXT, crop_window, extract, extract_mask
 
+NO_SOURCE = "no_source"
+"""Name of the configuration that TFDS's own command asks every builder for; no data set can have it."""
+
 
 class Item(NamedTuple):
     """One case, not opened yet: plain data."""
@@ -63,6 +66,11 @@ class Source(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What a reader of the data set should know: the source, the rules and their versions, the licence."""
+
+
+def one_line(error: Exception) -> str:
+    """An error that nobody foresaw, as the reason why a case is broken."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def make_sample(case: Case, size: int, context: float = DEFAULT_CONTEXT) -> Sample:

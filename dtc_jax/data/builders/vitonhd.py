@@ -9,7 +9,7 @@ import dataclasses
 from typing import ClassVar
 
 from dtc_jax.data.builders.building import RecordsBuilder, RecordsConfig
-from dtc_jax.data.builders.source import Source
+from dtc_jax.data.builders.source import NO_SOURCE, Source
 from dtc_jax.data.builders.vitonhd_source import HOMEPAGE, MaskChoice, VitonHDSource
 
 
@@ -27,7 +27,7 @@ class VITONHD(RecordsBuilder):
     """Persons with the garment that they wear, and a photo of the garment alone."""
 
     name = "vitonhd"
-    BUILDER_CONFIGS: ClassVar[list[VitonHDConfig]] = [VitonHDConfig(name="no_source")]  # tfds build asks for one
+    BUILDER_CONFIGS: ClassVar[list[VitonHDConfig]] = [VitonHDConfig(name=NO_SOURCE)]  # tfds build asks for one
     DESCRIPTION: ClassVar[str] = "VITON-HD: photos of persons, their upper garment masked, and the garment on white."
     HOMEPAGE: ClassVar[str | None] = HOMEPAGE
     CITATION: ClassVar[str | None] = (

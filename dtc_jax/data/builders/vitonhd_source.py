@@ -160,9 +160,10 @@ def _read_parse(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
             ids = np.array(image)
     except FileNotFoundError:
         raise InputError(f"parse map {path}: no such file") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    # Decoders have errors of their own on damaged files, and Pillow's for a size that cannot be is a plain Exception.
+    except Exception as error:
         raise InputError(f"parse map {path}: cannot be decoded ({' '.join(str(error).split())})") from None
     if ids.shape != size:
         raise InputError(f"parse map {path}: is {ids.shape[1]}x{ids.shape[0]} pixels, the photo {size[1]}x{size[0]}")
