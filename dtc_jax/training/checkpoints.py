@@ -242,10 +242,10 @@ class Checkpoints:
         )
 
 
-def _score(metric: str, scores: Mapping[str, float] | None) -> float:
+def _score(best_metric: str, scores: Mapping[str, float] | None) -> float:
     """What is higher for a better checkpoint; minus infinity where there is no such figure, or none that is finite."""
-    value = (scores or {}).get(metric, math.nan)
-    good = -value if metric == "loss" else value
+    value = (scores or {}).get(best_metric, math.nan)
+    good = -value if best_metric == "loss" else value
     return good if math.isfinite(good) else -math.inf
 
 
