@@ -24,7 +24,7 @@ from dtc_jax.autoencoder_config import (
     AutoencoderTinyConfig,
     PatchAutoencoderConfig,
 )
-from dtc_jax.config_base import STRICT, ConfigError, require
+from dtc_jax.config_base import STRICT, ConfigError, require, require_finite
 from dtc_jax.data_config import DataConfig
 from dtc_jax.feature_config import (
     AlexNetConfig,
@@ -98,6 +98,14 @@ class DiffusionConfig:
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     """What the U-Net predicts."""
 
+    def __post_init__(self) -> None:
+        steps, first, last = self.num_train_timesteps, self.beta_start, self.beta_end
+        require(steps >= 1, f"diffusion.num_train_timesteps = {steps} must be at least 1")
+        require(
+            self.beta_schedule == "cosine" or 0 < first <= last < 1,
+            f"diffusion.beta_start = {first} and diffusion.beta_end = {last} need 0 < beta_start <= beta_end < 1",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
@@ -167,6 +175,7 @@ class ExperimentConfig:
     """Defaults for sampling."""
 
     def __post_init__(self) -> None:
+        require_finite(self)
         prompted, kind = self.model.prompted, self.data.kind
         require(
             prompted == (kind == "product") and not (prompted and self.stage != "diffusion"),

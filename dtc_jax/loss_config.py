@@ -52,7 +52,7 @@ class LossConfig:
     """Samples of later timesteps, hence with more noise, do not count in the perceptual term; None counts all."""
 
     def __post_init__(self) -> None:
-        weights = ("perceptual_weight", "outside_weight", "prior_weight", "kl_weight")
+        weights = ("perceptual_weight", "outside_weight", "prior_weight", "kl_weight", "absolute_weight")
         for name in (*weights, "drop_tokens", "drop_hint", "drop_both"):
             require(getattr(self, name) >= 0, f"loss.{name} = {getattr(self, name)} must not be negative")
         total = self.drop_tokens + self.drop_hint + self.drop_both

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -42,6 +43,16 @@ class OptimizerConfig:
         require(self.learning_rate > 0, f"optimizer.learning_rate = {self.learning_rate} must be positive")
         require(self.warmup_steps >= 0, f"optimizer.warmup_steps = {self.warmup_steps} must not be negative")
         require(self.weight_decay >= 0, f"optimizer.weight_decay = {self.weight_decay} must not be negative")
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"optimizer.{name} = {value} must be in [0, 1)")
+        norm = self.max_grad_norm
+        # Below 0 gradients would be climbed, with 0 nothing would move, and NaN would reach the parameters: whether a
+        # step is finite is asked before the clipping.
+        require(
+            norm is None or 0 < norm < math.inf,
+            f"optimizer.max_grad_norm = {norm} must be a finite number above 0, or None to leave gradients as they are",
+        )
         pattern = self.weight_decay_mask
         require(_is_expression(pattern), f"optimizer.weight_decay_mask: {pattern!r} is not a regular expression")
 
@@ -80,7 +91,7 @@ class TrainingConfig:
     batch_size: int = 64
     """Global batch size, over all devices and processes."""
     seed: int = 0
-    """Seed of initialisation, noise, timesteps and dropout."""
+    """Seed of initialisation, noise, timesteps and dropout, below 2**32."""
     trainable: str = "^(unet|hint_encoder|hint_adapter|fusion|reference_projection|null_tokens)(/|$)"
     """Regular expression over parameter paths: what matches is trained, the rest is frozen."""
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -149,6 +160,8 @@ class TrainingConfig:
             f"training.keep_best = {self.keep_best} compares evaluated checkpoints: of training.evaluate_every = "
             f"{evaluated} and training.checkpoint_every = {saved}, one must be a multiple of the other",
         )
+        # Of larger ones JAX takes the lowest 32 bits, and of those past 63 bits none.
+        require(0 <= self.seed < 2**32, f"training.seed = {self.seed} must be in [0, 2**32)")
         require(self.fsdp_devices >= 0, f"training.fsdp_devices = {self.fsdp_devices} must be 0 (a slice) or more")
         require(self.slices >= 0, f"training.slices = {self.slices} must be 0 (what the devices tell) or more")
         for pattern, rule in self.sharding_overrides:

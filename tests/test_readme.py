@@ -17,11 +17,16 @@ from pathlib import Path
 
 import pytest
 
+from dtc_jax.arguments import parse_arguments
+from dtc_jax.training import command as train_command
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LAUNCHERS = ("srun", "mpirun", "nohup", "time")
 PLAIN = ("git", "cd", "export", "source")
+# Flags of Slurm that the text names.
+OF_OTHERS = ("--gpus-per-task", "--requeue", "--signal")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -44,6 +49,12 @@ def commands(page: Path) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def inline_flags(page: Path) -> list[str]:
+    """The page's inline code that is flags alone, such as `--training.remat block`."""
+    return list(dict.fromkeys(re.findall(r"`(--[a-z][^`\n]*)`", page.read_text())))
+
+
+INLINE_FLAGS = [(page, flags) for page in PAGES for flags in inline_flags(page)]
 COMMANDS = [(page, command) for page in PAGES for command in commands(page)]
 
 
@@ -75,12 +86,33 @@ def help_text(program: tuple[str, ...]) -> str:
     return printed.getvalue()
 
 
+@functools.cache
+def train_arguments(name: str) -> train_command.Arguments:
+    config, _ = train_command.read_config(ROOT / "configs" / f"{name}.py")
+    return train_command.Arguments(run_dir=Path("run"), config=config)
+
+
+def check_train(name: str, arguments: list[str]) -> None:
+    """That train.py understands the flags with their values; one without any may just be spoken of."""
+    if len(arguments) == 1:
+        assert has_flag(("train.py", name), arguments[0])
+    else:
+        parse_arguments(train_command.Arguments, arguments, f"train.py {name}", train_arguments(name))
+
+
+def has_flag(program: tuple[str, ...], flag: str) -> bool:
+    return re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", help_text(program)) is not None
+
+
 def check_flags(program: tuple[str, ...], arguments: list[str]) -> None:
+    if program[0] == "train.py" and len(program) > 1 and "--help" not in arguments:
+        check_train(program[1], arguments)
+        return
     flags = [word.split("=")[0] for word in arguments if word.startswith("--") and word != "--help"]
     if not flags:
         help_text(program)
     for flag in flags:
-        assert re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", help_text(program)), f"{program} has no {flag}"
+        assert has_flag(program, flag), f"{program} has no {flag}"
 
 
 def check_make(arguments: list[str]) -> None:
@@ -97,19 +129,23 @@ def check_pip(arguments: list[str]) -> None:
         assert set(extra.split(",")) <= set(PROJECT["optional-dependencies"]), f"no extra {extra}"
 
 
-def check_python(arguments: list[str]) -> None:
-    if arguments[0] == "-m":
-        module, *rest = arguments[1:]
-        if module.split(".")[0] == "dtc_jax":
-            assert importlib.util.find_spec(module) is not None, f"no module {module}"
-            subcommand = [rest.pop(0)] if rest and not rest[0].startswith("-") else []
-            check_flags(("-m", module, *subcommand), rest)
-        return
-    script, *rest = arguments
-    assert (ROOT / script).is_file(), f"no file {script}"
+def split_python(arguments: list[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The program, as `help_text` takes it, and its arguments."""
+    words = 2 if arguments[0] == "-m" else 1
     # train.py NAME and the like: the name selects which flags there are.
-    subcommand = [rest.pop(0)] if rest and not rest[0].startswith("-") else []
-    check_flags((script, *subcommand), rest)
+    words += len(arguments) > words and not arguments[words].startswith("-")
+    return tuple(arguments[:words]), arguments[words:]
+
+
+def check_python(arguments: list[str]) -> None:
+    program, rest = split_python(arguments)
+    if arguments[0] != "-m":
+        assert (ROOT / arguments[0]).is_file(), f"no file {arguments[0]}"
+    elif arguments[1].split(".")[0] == "dtc_jax":
+        assert importlib.util.find_spec(arguments[1]) is not None, f"no module {arguments[1]}"
+    else:
+        return
+    check_flags(program, rest)
 
 
 def check_launch(script: str, arguments: list[str]) -> None:
@@ -126,12 +162,17 @@ def check_entry_point(name: str, arguments: list[str]) -> None:
     check_flags(("-c", f"import sys; from {module} import {function} as main; sys.exit(main())"), arguments)
 
 
-@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda value: getattr(value, "name", value))
-def test_command_exists(page: Path, command: str) -> None:
+def words_of(command: str) -> list[str]:
+    """Without what stands before the program."""
     words = shlex.split(command)
     while re.fullmatch(r"[A-Z_]+=.*", words[0]) or words[0] in LAUNCHERS:
         words.pop(0)
-    program, *arguments = words
+    return words
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda value: getattr(value, "name", value))
+def test_command_exists(page: Path, command: str) -> None:
+    program, *arguments = words_of(command)
     if program == "make":
         check_make(arguments)
     elif program == "pip":
@@ -147,6 +188,25 @@ def test_command_exists(page: Path, command: str) -> None:
         check_launch(program, arguments)
     else:
         assert program in PLAIN, f"{page.name}: unknown command {command!r}"
+
+
+def test_flags_in_the_text_are_some_program_s() -> None:
+    called = (words_of(command) for _, command in COMMANDS)
+    programs = {split_python(words[1:])[0] for words in called if words[0] == "python"}
+    ours = [program for program in programs if program[0] != "-m" or program[1].startswith("dtc_jax.")]
+    for page, flags in INLINE_FLAGS:
+        for flag in (word.split("=")[0] for word in shlex.split(flags) if word.startswith("--")):
+            known = flag in OF_OTHERS or flag.startswith("--xla_") or any(has_flag(program, flag) for program in ours)
+            assert known, f"{page.name}: no program has {flag}"
+
+
+@pytest.mark.parametrize(
+    ("page", "flags"),
+    [(page, flags) for page, flags in INLINE_FLAGS if "." in flags.split()[0]],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_fields_are_set_as_the_command_line_does(page: Path, flags: str) -> None:
+    check_train("sd15", shlex.split(flags))
 
 
 def test_readme_names_the_two_commands() -> None:

@@ -7,13 +7,14 @@ bit-identical to one that was not (same hardware, same number of devices).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +52,14 @@ class Checkpoints:
             best_metric: Which score: the lowest `loss`, or the highest of another.
         """
         self._run_dir = run_dir
-
-        def score(scores: Mapping[str, float]) -> float:
-            value = scores.get(best_metric, math.nan)
-            good = -value if best_metric == "loss" else value
-            return good if math.isfinite(good) else -math.inf
-
+        self._score = functools.partial(_score, best_metric)
         policies: list[Any] = [preservation_policy.LatestN(keep)]
         if keep_best:
-            policies.append(
-                preservation_policy.BestN(get_metric_fn=score, n=keep_best, keep_checkpoints_without_metrics=False)
-            )
+            policies.append(_Best(self._score, keep_best))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             # The policy decides what is kept; without this Orbax does not store the scores.
-            best_fn=score if keep_best else None,
+            best_fn=self._score if keep_best else None,
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
         )
@@ -92,7 +86,9 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step with the best score, or None where none was evaluated or scores do not count."""
-        return self._manager.best_step() if self._keep_best else None
+        best = self._manager.best_step() if self._keep_best else None
+        # Orbax names one in any case: of none that was evaluated, the newest.
+        return best if best is not None and math.isfinite(self._score(self._manager.metrics(best))) else None
 
     def save(
         self, state: TrainState, config: ExperimentConfig, step: int, scores: Mapping[str, float] | None = None
@@ -244,6 +240,36 @@ class Checkpoints:
             f"{damaged[0][1] if damaged else self._manager.directory}; no other checkpoint of this run can be read; "
             "restore the folder from a copy, or start again in another --run-dir"
         )
+
+
+def _score(best_metric: str, scores: Mapping[str, float] | None) -> float:
+    """What is higher for a better checkpoint; minus infinity where there is no such figure, or none that is finite."""
+    value = (scores or {}).get(best_metric, math.nan)
+    good = -value if best_metric == "loss" else value
+    return good if math.isfinite(good) else -math.inf
+
+
+@dataclasses.dataclass
+class _Best(preservation_policy.PreservationPolicy):
+    """Keeps the `count` checkpoints with the highest finite scores.
+
+    Orbax's own policy fills its places with checkpoints that were not evaluated while there are not enough others.
+    """
+
+    score: Callable[[Mapping[str, float] | None], float]
+    count: int
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[preservation_policy.PolicyCheckpointInfo],
+        *,
+        context: preservation_policy.PreservationContext,
+    ) -> list[bool]:
+        """Which of them are kept; of equal ones the newer, as Orbax's best."""
+        scores = [self.score(checkpoint.metrics) for checkpoint in checkpoints]
+        competing = [index for index, score in enumerate(scores) if math.isfinite(score)]
+        best = set(sorted(competing, key=lambda index: scores[index])[-self.count :])
+        return [index in best for index in range(len(scores))]
 
 
 def _path(path: Any) -> str:

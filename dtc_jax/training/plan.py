@@ -20,8 +20,7 @@ from dtc_jax.arguments import UsageError, parse_arguments
 from dtc_jax.config import ConfigError, ExperimentConfig
 from dtc_jax.training.command import find_configs, read_config
 from dtc_jax.training.hardware import ACCELERATORS, GIB, Accelerator, accelerator, accelerator_named
-from dtc_jax.training.planning import Compiled, Plan, make_plan, topology_devices
-from dtc_jax.training.sharding import make_mesh
+from dtc_jax.training.planning import Compiled, Plan, make_plan, topology_devices, training_mesh
 
 PROGRAM = "python -m dtc_jax.training.plan"
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -34,7 +33,8 @@ class Arguments:
     topology: str | None = None
     """TPUs: KIND:AxB or KIND:AxBxC, such as v5e:4x4 (16 chips), v5e:16x16 (256), v5p:2x2x4 (16)."""
     slices: int = 1
-    """How many slices of that topology train together."""
+    """How many slices of that topology train together. Virtual devices are one slice unless training.slices divides
+    them."""
     devices: int | None = None
     """Instead of a topology: how many virtual CPU devices stand in for the accelerators."""
     accelerator: str | None = None
@@ -116,7 +116,7 @@ def plan_of(arguments: Arguments) -> Plan:
     options = None if arguments.topology is None else {"exec_time_optimization_effort": arguments.compile_effort}
     other = (batch // parts // 2 or 2) * parts if arguments.largest else None
     # Refused before minutes of compiling.
-    make_mesh(training.fsdp_devices, devices)
+    training_mesh(arguments.config, devices)
     times = "twice" if other else "once"
     print(f"compiling for {target}, {times}: minutes each at full size", file=sys.stderr, flush=True)
     return make_plan(arguments.config, devices, kind, target, batch, other, options, arguments.hlo)
@@ -132,9 +132,18 @@ def target_devices(arguments: Arguments) -> tuple[list[jax.Device], Accelerator,
     jax.config.update("jax_platforms", "cpu")
     if (arguments.topology is None) == (arguments.devices is None):
         raise ConfigError("name either a --topology, or --devices with --accelerator")
+    if arguments.slices < 1:
+        raise ConfigError(f"--slices = {arguments.slices} must be at least 1")
     if arguments.topology is not None:
         if arguments.accelerator is not None:
             raise ConfigError(f"--topology {arguments.topology} says what the accelerator is: leave out --accelerator")
+        of_training = arguments.config.training.slices
+        # One that is made of parts of two slices has no shape that the compiler knows.
+        if of_training % arguments.slices:
+            raise ConfigError(
+                f"training.slices = {of_training} must be 0 (what the devices tell) or a multiple of --slices "
+                f"{arguments.slices}"
+            )
         devices = topology_devices(arguments.topology, arguments.slices)
         found = accelerator(devices[0].device_kind)
         if found is None:
@@ -145,6 +154,10 @@ def target_devices(arguments: Arguments) -> tuple[list[jax.Device], Accelerator,
         name = arguments.topology if arguments.slices == 1 else f"{arguments.slices} slices of {arguments.topology}"
         return devices, found, name
     assert arguments.devices is not None
+    if arguments.slices != 1:
+        raise ConfigError(
+            f"--slices {arguments.slices} is for a --topology: virtual devices are divided by --training.slices"
+        )
     if arguments.devices < 1:
         raise ConfigError(f"--devices = {arguments.devices} must be at least 1")
     known = ", ".join(entry.name for entry in ACCELERATORS)

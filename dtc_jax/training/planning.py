@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.sharding import Mesh
 
 from dtc_jax.config import ConfigError, ExperimentConfig
 from dtc_jax.models.attention import BLOCKS, GRADIENT_BLOCK, LONG_SCORES
@@ -114,6 +115,15 @@ def topology_devices(topology: str, slices: int = 1) -> list[jax.Device]:
         ) from None
 
 
+def training_mesh(config: ExperimentConfig, devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh that training makes of these devices.
+
+    Raises:
+        ConfigError: the devices cannot be divided as the experiment says.
+    """
+    return make_mesh(config.training.fsdp_devices, devices, config.training.slices)
+
+
 def with_per_device_batch(config: ExperimentConfig, per_device_batch: int, devices: int) -> ExperimentConfig:
     """The experiment with `per_device_batch` samples on each of `devices`."""
     training = dataclasses.replace(config.training, batch_size=per_device_batch * devices)
@@ -138,7 +148,7 @@ def compile_step(
         ConfigError: the mesh or the batch does not fit the devices.
     """
     began = time.perf_counter()
-    step = lower_train_step(config, make_mesh(config.training.fsdp_devices, devices))
+    step = lower_train_step(config, training_mesh(config, devices))
     per_device_batch = config.training.batch_size // len(devices)
     state, placed = step.sharded.state_shapes, step.sharded.state_sharding
     held = {
@@ -301,7 +311,7 @@ def make_plan(
     Raises:
         ConfigError: the mesh does not fit the devices.
     """
-    count = len(devices)
+    count, mesh = len(devices), training_mesh(config, devices)
     asked = with_per_device_batch(config, per_device_batch, count)
     compiled = compile_step(asked, devices, options, hlo)
     other = None
@@ -312,7 +322,7 @@ def make_plan(
         name=config.name,
         target=target,
         devices=count,
-        fsdp_devices=config.training.fsdp_devices,
+        fsdp_devices=mesh.shape["fsdp"],
         available=accelerator.memory_bytes,
         compiled=compiled,
         other=other,

@@ -178,6 +178,24 @@ def test_the_best_are_kept_beside_the_newest(metric: str, best: int, tmp_path: P
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {str(best), "7"}
 
 
+def test_what_was_not_evaluated_is_not_among_the_best(tmp_path: Path) -> None:
+    state = place(make_state(), 1)
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_best=2)
+    checkpoints.save(state, CONFIG, 1)
+    checkpoints.save(state, CONFIG, 2, {"loss": float("nan")})
+    checkpoints.save(state, CONFIG, 3)
+    assert checkpoints.best_step() is None
+    checkpoints.close()
+    # Nor do they fill places that are free, and nobody is pushed out by them.
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_best=2)
+    assert checkpoints.steps() == [3] and checkpoints.best_step() is None
+    for step in range(4, 7):
+        checkpoints.save(state, CONFIG, step, {"loss": 0.5} if step == 4 else None)
+    assert checkpoints.best_step() == 4
+    checkpoints.close()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"4", "6"}
+
+
 def test_data_position(tmp_path: Path) -> None:
     state = save_steps(tmp_path, 3)
     stored = json.loads((tmp_path / "checkpoints" / "3" / "data" / "metadata").read_text())

@@ -200,6 +200,13 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             ["test", *H100, "--training.fsdp-devices", "3"],
             "training.fsdp_devices = 3 must divide",
         ),
+        (["test", *H100, "--training.slices", "3"], "training.slices = 3 must divide the number of devices, 4"),
+        (["test", *H100, "--slices", "2"], "--slices 2 is for a --topology: virtual devices are divided by --training"),
+        (["test", "--topology", "v5e:4x4", "--slices", "0"], "--slices = 0 must be at least 1"),
+        (
+            ["test", "--topology", "v5e:4x4", "--slices", "2", "--training.slices", "1"],
+            "training.slices = 1 must be 0 (what the devices tell) or a multiple of --slices 2",
+        ),
         (["test", "--topologie", "v5e:4x4"], "--topolog"),
         (["test", *H100, "--compile-effort", "-2"], "--compile-effort = -2 must be from -1 to 1"),
         (["test", *H100, "--compile-effort", "1.5"], "--compile-effort = 1.5 must be from -1 to 1"),
@@ -256,6 +263,46 @@ def test_effort_is_the_tpu_compiler_s(
     with pytest.raises(Planned):
         command.main(["test", *target, *flags])
     assert seen == [expected]
+
+
+SLICES = [
+    ((), (4, 1)),
+    (("--training.fsdp-devices", "0"), (1, 4)),
+    (("--training.fsdp-devices", "0", "--training.slices", "2"), (2, 2)),
+]
+
+
+@pytest.mark.parametrize(("flags", "shape"), SLICES)
+def test_mesh_is_training_s(flags: tuple[str, ...], shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lowered(Exception):
+        pass
+
+    seen = []
+
+    def see(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> None:
+        seen.append(dict(mesh.shape))
+        raise Lowered
+
+    monkeypatch.setattr(planning, "lower_train_step", see)
+    with pytest.raises(Lowered):
+        command.main(["test", *H100, *flags])
+    assert seen == [dict(zip(("data", "fsdp"), shape, strict=True))]
+
+
+@pytest.mark.parametrize(("flags", "shape"), SLICES)
+def test_report_tells_the_mesh(
+    flags: tuple[str, ...],
+    shape: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(planning, "compile_step", lambda *_: compiled(2, GIB))
+    monkeypatch.setattr(planning, "train_flops_per_image", lambda config: 1e12)
+    arguments = ["test", *H100, *flags, "--no-largest"]
+    assert command.main(arguments) == 0
+    assert f"4 devices, mesh data {shape[0]} x fsdp {shape[1]}, 2 samples on each" in capsys.readouterr().out
+    assert command.main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fsdp_devices"] == shape[1]
 
 
 def test_every_compilation_gets_the_options(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> None:
