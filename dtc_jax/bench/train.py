@@ -130,7 +130,7 @@ def made_up_batch(config: ExperimentConfig) -> dict[str, np.ndarray]:
 
 def in_jax(config: ExperimentConfig, steps: int, devices: Sequence[jax.Device]) -> dict[str, Any]:
     """Time some steps of what train.py runs, after two that compile and warm up."""
-    mesh = make_mesh(config.training.fsdp_devices, devices)
+    mesh = make_mesh(config.training.fsdp_devices, devices, config.training.slices)
     check_batch(config.training, mesh)
     key = jax.random.key(config.training.seed)
     trainable, frozen = split_trainable(flatten_params(initial_params(config, key)), config.training.trainable)

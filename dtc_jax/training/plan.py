@@ -137,13 +137,6 @@ def target_devices(arguments: Arguments) -> tuple[list[jax.Device], Accelerator,
     if arguments.topology is not None:
         if arguments.accelerator is not None:
             raise ConfigError(f"--topology {arguments.topology} says what the accelerator is: leave out --accelerator")
-        of_training = arguments.config.training.slices
-        # One that is made of parts of two slices has no shape that the compiler knows.
-        if of_training % arguments.slices:
-            raise ConfigError(
-                f"training.slices = {of_training} must be 0 (what the devices tell) or a multiple of --slices "
-                f"{arguments.slices}"
-            )
         devices = topology_devices(arguments.topology, arguments.slices)
         found = accelerator(devices[0].device_kind)
         if found is None:

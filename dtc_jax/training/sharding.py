@@ -99,6 +99,9 @@ def device_slices(devices: Sequence[jax.Device], slices: int = 0) -> list[list[j
 
 
 def _device_mesh(shape: tuple[int, int], devices: Sequence[jax.Device]) -> np.ndarray:
+    # Several slices that are taken as one have no torus of their own.
+    if len({getattr(device, "slice_index", None) for device in devices}) > 1:
+        return np.asarray(devices).reshape(shape)
     # Rings that fit the chips' torus where one can be had; a part of an axis of the torus otherwise.
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 

@@ -203,10 +203,6 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["test", *H100, "--training.slices", "3"], "training.slices = 3 must divide the number of devices, 4"),
         (["test", *H100, "--slices", "2"], "--slices 2 is for a --topology: virtual devices are divided by --training"),
         (["test", "--topology", "v5e:4x4", "--slices", "0"], "--slices = 0 must be at least 1"),
-        (
-            ["test", "--topology", "v5e:4x4", "--slices", "2", "--training.slices", "1"],
-            "training.slices = 1 must be 0 (what the devices tell) or a multiple of --slices 2",
-        ),
         (["test", "--topologie", "v5e:4x4"], "--topolog"),
         (["test", *H100, "--compile-effort", "-2"], "--compile-effort = -2 must be from -1 to 1"),
         (["test", *H100, "--compile-effort", "1.5"], "--compile-effort = 1.5 must be from -1 to 1"),

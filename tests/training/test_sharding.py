@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -155,6 +156,17 @@ def test_slices_of_ones_own() -> None:
     devices = nodes(2, 4)
     assert dict(make_mesh(0, devices, slices=4).shape) == {"data": 4, "fsdp": 2}  # type: ignore[arg-type]
     assert dict(make_mesh(0, devices, slices=1).shape) == {"data": 1, "fsdp": 8}  # type: ignore[arg-type]
+
+
+def test_several_slices_that_are_taken_as_one_have_no_torus(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What JAX does for TPUs of more than one slice.
+    def refuse(shape: tuple[int, int], devices: list[Any], **options: Any) -> Any:
+        assert len({device.slice_index for device in devices}) == 1
+        return np.asarray(devices).reshape(shape)
+
+    monkeypatch.setattr("dtc_jax.training.sharding.mesh_utils.create_device_mesh", refuse)
+    assert dict(make_mesh(0, nodes(2, 4), slices=1).shape) == {"data": 1, "fsdp": 8}  # type: ignore[arg-type]
+    assert dict(make_mesh(4, nodes(2, 4)).shape) == {"data": 2, "fsdp": 4}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
