@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,12 @@ def only_run(run_dir: Path) -> Iterator[None]:
         except OSError:
             # A file system that knows no locks is no reason not to train.
             pass
-        yield
+        try:
+            yield
+        finally:
+            # What came to nothing leaves nothing.
+            if [path.name for path in run_dir.iterdir()] == [".lock"]:
+                shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def has_checkpoint(run_dir: Path) -> bool:

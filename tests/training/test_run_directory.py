@@ -94,7 +94,14 @@ def test_a_file_system_without_locks(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     monkeypatch.setattr("fcntl.flock", unsupported)
     with only_run(tmp_path / "run"):
-        assert (tmp_path / "run").is_dir()
+        (tmp_path / "run" / "config.json").write_text("{}")
+    assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_what_came_to_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError), only_run(tmp_path / "run"):
+        raise ConfigError("cannot work")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sampling_is_checked_before_the_first_step() -> None:
