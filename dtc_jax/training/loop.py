@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 
 from dtc_jax.config import ExperimentConfig
 from dtc_jax.inference.runtime import release_freed_memory
+from dtc_jax.training.barrier import wait_for_all
 from dtc_jax.training.broken_records import BrokenLog
 from dtc_jax.training.checkpoints import Checkpoints, abstract_state
 from dtc_jax.training.class_images import prepare_product
@@ -148,6 +149,7 @@ def _train(
                 # Ahead of the first step, for which the memory that the compiler has freed may be needed.
                 train_step.lower(state, frozen, batch, noise_key).compile()
                 release_freed_memory()
+                wait_for_all(f"{config.name} is compiled for step {start}")
             state, metrics = train_step(state, frozen, batch, noise_key)
             # Numbers of the last line are fetched only after this step has been dispatched: no wait in the loop.
             check_finite(progress.flush(), config)
