@@ -79,13 +79,17 @@ def trim_bounds(reference: UInt8[np.ndarray, "h w c"]) -> Box:
     if reference.ndim != 3 or reference.shape[-1] not in (3, 4):
         raise ValueError(f"a reference must be [height, width, 3 or 4], got shape {reference.shape}")
     if reference.shape[-1] == 4 and (reference[..., 3] < OPAQUE_TOLERANCE).any():
-        content = reference[..., 3] >= OPAQUE_TOLERANCE
+        content = reference[..., 3:] >= OPAQUE_TOLERANCE
     else:
-        # OpenCV compares ten times as fast as numpy reduces over so short an axis.
-        lowest = (WHITE_TOLERANCE,) * 3
-        content = cv2.inRange(np.ascontiguousarray(reference[..., :3]), lowest, (255,) * 3) == 0
-    height, width = content.shape
-    return bounding_box(content) if content.any() else (0, 0, height, width)
+        content = reference[..., :3] < WHITE_TOLERANCE
+    height, width, channels = content.shape
+    # Channels lie beside the columns: numpy is slow at reducing over so short an axis, and fast over whole rows.
+    flat = content.reshape(height, width * channels)
+    rows = np.flatnonzero(flat.any(axis=1))
+    columns = np.flatnonzero(flat.any(axis=0)) // channels
+    if rows.size == 0:
+        return 0, 0, height, width
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
 def trim_bounds_jax(reference: Num[Array, "h w 3"]) -> Int[Array, "4"]:
