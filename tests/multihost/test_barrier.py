@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 from dtc_jax.training.barrier import wait_for_all
+from tests.training.runs import ROOT
 
 PROGRAM = """
 import sys, time
 from pathlib import Path
 import jax
 from dtc_jax.training.barrier import wait_for_all
+from tests.training.runs import ROOT
 
 port, index, mark = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=index)
@@ -30,7 +32,7 @@ def test_the_late_one_is_waited_for(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", PROGRAM, port]
     processes = [
         subprocess.Popen(
