@@ -20,6 +20,8 @@ from tests.training.runs import ROOT
 
 port, index, mark = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=index)
+# The first look at the devices waits for all, too.
+jax.devices()
 if index:
     time.sleep(2)
     mark.touch()
