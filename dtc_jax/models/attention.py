@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -99,6 +100,17 @@ def plain_attention(
     return output.astype(value.dtype).swapaxes(1, 2)
 
 
+def plain_gradient(
+    query: Float[Array, "b q heads d"],
+    key: Float[Array, "b k heads d"],
+    value: Float[Array, "b k heads d"],
+    gradient: Float[Array, "b q heads d"],
+) -> tuple[Float[Array, "b q heads d"], Float[Array, "b k heads d"], Float[Array, "b k heads d"]]:
+    """Gradients of queries, keys and values of `plain_attention`, which is computed again."""
+    gradients: tuple[Array, Array, Array] = jax.vjp(plain_attention, query, key, value)[1](gradient)
+    return gradients
+
+
 @jax.custom_vjp
 def long_attention(
     query: Float[Array, "b q heads d"], key: Float[Array, "b k heads d"], value: Float[Array, "b k heads d"]
@@ -111,41 +123,24 @@ Residuals = tuple[Array, Array, Array, Array, Array]
 
 
 def _forward(query: Array, key: Array, value: Array) -> tuple[Array, Residuals]:
-    def plain(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
-        # The logarithms are the blocks' business; both branches must return the same shapes.
-        return plain_attention(query, key, value), jnp.zeros((*query.shape[:-1], 1), jnp.float32)
-
-    def flash(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
-        return flash_attention(query, key, value), jnp.zeros((*query.shape[:-1], 1), jnp.float32)
-
-    def blocks(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
-        return query_blocks(query, key, value), jnp.zeros((*query.shape[:-1], 1), jnp.float32)
+    def alone(kernel: Callable[..., Array]) -> Callable[..., tuple[Array, Array]]:
+        # The logarithms are the CPU's blocks' business; all branches must return the same shapes.
+        return lambda *inputs: (kernel(*inputs), jnp.zeros((*query.shape[:-1], 1), jnp.float32))
 
     # By the platform that is compiled for, which need not be the one that this process runs on.
-    kernels = {"cpu": blockwise_attention, **({"tpu": flash} if FLASH else {})}
-    default = blocks if BLOCKS else plain
+    kernels = {"cpu": blockwise_attention, **({"tpu": alone(flash_attention)} if FLASH else {})}
+    default = alone(query_blocks if BLOCKS else plain_attention)
     output, logarithms = jax.lax.platform_dependent(query, key, value, **kernels, default=default)
     return output, (query, key, value, output, logarithms)
 
 
 def _backward(residuals: Residuals, gradient: Array) -> tuple[Array, Array, Array]:
-    def plain(
-        query: Array, key: Array, value: Array, output: Array, logarithms: Array, gradient: Array
-    ) -> tuple[Array, ...]:
-        return jax.vjp(plain_attention, query, key, value)[1](gradient)
+    def again(kernel: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
+        # From the inputs alone, without what the forward pass has kept.
+        return lambda query, key, value, output, logarithms, gradient: kernel(query, key, value, gradient)
 
-    def flash(
-        query: Array, key: Array, value: Array, output: Array, logarithms: Array, gradient: Array
-    ) -> tuple[Array, ...]:
-        return flash_gradient(query, key, value, gradient)
-
-    def blocks(
-        query: Array, key: Array, value: Array, output: Array, logarithms: Array, gradient: Array
-    ) -> tuple[Array, ...]:
-        return query_blocks_gradient(query, key, value, gradient)
-
-    kernels = {"cpu": blockwise_gradient, **({"tpu": flash} if FLASH else {})}
-    default = blocks if BLOCKS else plain
+    kernels = {"cpu": blockwise_gradient, **({"tpu": again(flash_gradient)} if FLASH else {})}
+    default = again(query_blocks_gradient if BLOCKS else plain_gradient)
     queries, keys, values = jax.lax.platform_dependent(*residuals, gradient, **kernels, default=default)
     return queries, keys, values
 
@@ -157,8 +152,8 @@ def query_blocks(
     query: Float[Array, "b q heads d"], key: Float[Array, "b k heads d"], value: Float[Array, "b k heads d"]
 ) -> Float[Array, "b q heads d"]:
     """`plain_attention`, at most `GRADIENT_BLOCK` queries of all heads at a time: blocks that fill an accelerator."""
-    blocks = _query_blocks(query)
-    output = jax.lax.map(lambda block: plain_attention(block, key, value), blocks)
+    size = _block_size(query.shape[1], GRADIENT_BLOCK)
+    output = jax.lax.map(lambda block: plain_attention(block, key, value), _query_blocks(query, size))
     return _join_queries(output, query.shape[1])
 
 
@@ -172,25 +167,14 @@ def query_blocks_gradient(
 
     def block(sums: tuple[Array, Array], inputs: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
         queries, gradients = inputs
-        of_queries, of_keys, of_values = jax.vjp(plain_attention, queries, key, value)[1](gradients)
+        of_queries, of_keys, of_values = plain_gradient(queries, key, value, gradients)
         return (sums[0] + of_keys, sums[1] + of_values), of_queries
 
+    size = _block_size(query.shape[1], GRADIENT_BLOCK)
     zeros = jnp.zeros(key.shape, jnp.float32), jnp.zeros(value.shape, jnp.float32)
-    (of_keys, of_values), of_queries = jax.lax.scan(block, zeros, (_query_blocks(query), _query_blocks(gradient)))
+    blocks = _query_blocks(query, size), _query_blocks(gradient, size)
+    (of_keys, of_values), of_queries = jax.lax.scan(block, zeros, blocks)
     return _join_queries(of_queries, query.shape[1]), of_keys.astype(key.dtype), of_values.astype(value.dtype)
-
-
-def _query_blocks(x: Float[Array, "b q heads d"]) -> Float[Array, "blocks b block heads d"]:
-    """Zeros fill the last block up: what becomes of them is cut off, and they have no part in a gradient."""
-    batch, length, heads, width = x.shape
-    size = _block_size(length, GRADIENT_BLOCK)
-    x = jnp.pad(x, ((0, 0), (0, -length % size), (0, 0), (0, 0)))
-    return x.reshape(batch, -1, size, heads, width).swapaxes(0, 1)
-
-
-def _join_queries(x: Float[Array, "blocks b block heads d"], length: int) -> Float[Array, "b q heads d"]:
-    blocks, batch, size, heads, width = x.shape
-    return x.swapaxes(0, 1).reshape(batch, blocks * size, heads, width)[:, :length]
 
 
 def blockwise_attention(
@@ -281,16 +265,24 @@ def _block_size(length: int, most: int) -> int:
     return -(-length // blocks)
 
 
-def _blocks(x: Float[Array, "b q heads d"], size: int) -> Float[Array, "heads blocks b block d"]:
+def _query_blocks(x: Float[Array, "b q heads d"], size: int) -> Float[Array, "blocks b block heads d"]:
     """Zeros fill the last block up: they are cut off again, and have no part in a gradient."""
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, 0)))
     batch, length, heads, width = x.shape
-    return x.reshape(batch, length // size, size, heads, width).transpose(3, 1, 0, 2, 4)
+    return x.reshape(batch, length // size, size, heads, width).swapaxes(0, 1)
+
+
+def _join_queries(x: Float[Array, "blocks b block heads d"], length: int) -> Float[Array, "b q heads d"]:
+    blocks, batch, size, heads, width = x.shape
+    return x.swapaxes(0, 1).reshape(batch, blocks * size, heads, width)[:, :length]
+
+
+def _blocks(x: Float[Array, "b q heads d"], size: int) -> Float[Array, "heads blocks b block d"]:
+    return _query_blocks(x, size).transpose(3, 0, 1, 2, 4)
 
 
 def _unblock(x: Float[Array, "heads blocks b block d"], length: int) -> Float[Array, "b q heads d"]:
-    heads, blocks, batch, size, width = x.shape
-    return x.transpose(2, 1, 3, 0, 4).reshape(batch, blocks * size, heads, width)[:, :length]
+    return _join_queries(x.transpose(1, 2, 3, 0, 4), length)
 
 
 def _heads(x: Float[Array, "b k heads d"]) -> Float[Array, "heads b k d"]:

@@ -210,6 +210,7 @@ def run_with_prerequisites(arguments: Arguments, configs: dict[str, Path]) -> No
         # Only the generated world has the labels that the VGG learns from.
         data = dataclasses.replace(earlier.data, seed=config.data.seed) if earlier.stage == "vgg" else config.data
         train(dataclasses.replace(earlier, model=config.model, data=data), run_dir / "prerequisites" / name)
-    trained = (run_dir / "prerequisites" / name / "model" for name in config.prerequisites)
-    given = arguments.init_from or starting_folders(run_dir)
-    train(config, run_dir, given or [folder for folder in trained if folder.is_dir()])
+    # A run that was started from folders of one's own knows them.
+    prerequisites = () if starting_folders(run_dir) else config.prerequisites
+    trained = (run_dir / "prerequisites" / name / "model" for name in prerequisites)
+    train(config, run_dir, arguments.init_from or [folder for folder in trained if folder.is_dir()])

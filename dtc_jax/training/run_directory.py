@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from dtc_jax.config import ConfigError, ExperimentConfig, config_to_json, load_c
 from dtc_jax.data.product import fingerprint_of, image_files
 from dtc_jax.data.records import find_data_set
 from dtc_jax.data.tokenizer import read_files
+from dtc_jax.locks import take_lock
 from dtc_jax.training.files import write_text
 from dtc_jax.weights.prompts import TOKENIZER
 from dtc_jax.weights.training_data import DATA_FILE, TrainingData
@@ -35,15 +35,8 @@ def only_run(run_dir: Path) -> Iterator[None]:
     except OSError as error:
         raise _cannot_be_written(run_dir, error) from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{run_dir}: another run is at work in it; wait for its end, or use another --run-dir"
-            ) from None
-        except OSError:
-            # A file system that knows no locks is no reason not to train.
-            pass
+        if not take_lock(file):
+            raise ConfigError(f"{run_dir}: another run is at work in it; wait for its end, or use another --run-dir")
         try:
             yield
         finally:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
-import fcntl
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from dtc_jax.data.builders.source import Item, Source
 from dtc_jax.data.images import InputError
 from dtc_jax.data.records import features
 from dtc_jax.data.window import DEFAULT_CONTEXT
+from dtc_jax.locks import take_lock
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -169,8 +169,6 @@ def _only_build(lock: Path) -> Iterator[None]:
         InputError: there is another one.
     """
     with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"data set {lock.parent}: another build is at work in it") from None
+        if not take_lock(file):
+            raise InputError(f"data set {lock.parent}: another build is at work in it")
         yield
