@@ -34,7 +34,7 @@ class DataArguments:
     """Prepared data set, local or on a bucket; without one, pictures are made up and written to a temporary folder."""
     split: str = "train"
     """Its split."""
-    records: int = 128
+    records: int = 512
     """Records that are made up."""
     batches: int = 200
     """Batches that are prepared."""

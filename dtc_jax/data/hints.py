@@ -62,12 +62,13 @@ def hint_box_jax(mask: Shaped[Array, "h w"], region: Region = "largest_rectangle
     return bounding_box_jax(mask) if region == "bounding_box" else largest_rectangle_jax(mask)
 
 
-def trim_bounds(reference: UInt8[np.ndarray, "h w c"]) -> Box:
+def trim_bounds(reference: UInt8[np.ndarray, "h w c"], white: int = WHITE_TOLERANCE) -> Box:
     """The bounding box ``(y0, x0, y1, x1)``, half-open, of what is neither white nor transparent in a reference.
 
     Args:
         reference: uint8 RGB or RGBA. With an alpha channel in use (any pixel transparent) the alpha alone decides;
-            otherwise a pixel counts as product if any channel is below ``WHITE_TOLERANCE``.
+            otherwise a pixel counts as product if any channel is below ``white``.
+        white: 255 finds the box outside which every pixel is exactly white.
 
     Returns:
         The box; the whole image if nothing is left.
@@ -79,14 +80,14 @@ def trim_bounds(reference: UInt8[np.ndarray, "h w c"]) -> Box:
     if reference.ndim != 3 or reference.shape[-1] not in (3, 4):
         raise ValueError(f"a reference must be [height, width, 3 or 4], got shape {reference.shape}")
     if reference.shape[-1] == 4 and (reference[..., 3] < OPAQUE_TOLERANCE).any():
-        content = reference[..., 3:] >= OPAQUE_TOLERANCE
+        levels, limit = 255 - reference[..., 3:], 256 - OPAQUE_TOLERANCE
     else:
-        content = reference[..., :3] < WHITE_TOLERANCE
-    height, width, channels = content.shape
+        levels, limit = reference[..., :3], white
+    height, width, channels = levels.shape
     # Channels lie beside the columns: numpy is slow at reducing over so short an axis, and fast over whole rows.
-    flat = content.reshape(height, width * channels)
-    rows = np.flatnonzero(flat.any(axis=1))
-    columns = np.flatnonzero(flat.any(axis=0)) // channels
+    flat = levels.reshape(height, width * channels)
+    rows = np.flatnonzero(flat.min(axis=1) < limit)
+    columns = np.flatnonzero(flat.min(axis=0) < limit) // channels
     if rows.size == 0:
         return 0, 0, height, width
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1

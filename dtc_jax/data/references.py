@@ -19,6 +19,9 @@ LEAST_FILL = 0.7
 FILL = 0.85
 """The share it gets then: the middle of what it has in the training references (0.75 to 0.95)."""
 
+_BICUBIC_SUPPORT = 2
+"""Pixels on each side of a pixel that Pillow's bicubic filter takes; when shrinking, as many of the smaller image's."""
+
 
 def clean_reference(reference: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w d"]:
     """The reference with a plain studio backdrop made white; a cut-out (its transparency is used) as it is."""
@@ -71,6 +74,8 @@ def square_reference(reference: UInt8[np.ndarray, "h w c"], trim: bool = True) -
         side, center_y, center_x = math.ceil(product / FILL), (y0 + y1) / 2, (x0 + x1) / 2
     top, left = round(center_y - side / 2), round(center_x - side / 2)
     inner = image[max(top, 0) : top + side, max(left, 0) : left + side]
+    if inner.shape[:2] == (side, side):
+        return np.ascontiguousarray(inner)
     before_y, before_x = max(-top, 0), max(-left, 0)
     return cv2.copyMakeBorder(
         inner,
@@ -84,6 +89,23 @@ def square_reference(reference: UInt8[np.ndarray, "h w c"], trim: bool = True) -
 
 
 def _resize(square: UInt8[np.ndarray, "s s 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
-    if square.shape[0] == size:
+    """Resized by Pillow's bicubic filter, which is widened when shrinking."""
+    side = square.shape[0]
+    if side == size:
         return square
-    return np.array(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
+    # White stays white: only what the filter reaches from other pixels is computed.
+    scale = side / size
+    reach = _BICUBIC_SUPPORT * max(scale, 1) + 1
+    y0, x0, y1, x1 = trim_bounds(square, white=255)
+    top, left = (max(math.floor((first - reach) / scale), 0) for first in (y0, x0))
+    bottom, right = (min(math.ceil((last + reach) / scale), size) for last in (y1, x1))
+    # The filter takes pixels from beyond the box, so that no edge is seen.
+    first_y, first_x = (max(math.floor(first * scale - reach), 0) for first in (top, left))
+    last_y, last_x = (min(math.ceil(last * scale + reach), side) for last in (bottom, right))
+    source = Image.fromarray(square[first_y:last_y, first_x:last_x])
+    box = (left * scale - first_x, top * scale - first_y, right * scale - first_x, bottom * scale - first_y)
+    box = (*box[:2], min(box[2], source.width), min(box[3], source.height))
+    tile = source.resize((right - left, bottom - top), Image.Resampling.BICUBIC, box=box)
+    result = np.full((size, size, 3), 255, np.uint8)
+    result[top:bottom, left:right] = np.asarray(tile)
+    return result

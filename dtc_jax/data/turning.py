@@ -36,4 +36,15 @@ def turn_reference(reference: UInt8[np.ndarray, "h w 3"], degrees: float) -> UIn
             [-sine, cosine, middle + sine * center_x - cosine * center_y],
         ]
     )
-    return cv2.warpAffine(reference, matrix, (side, side), flags=cv2.INTER_LINEAR, borderValue=(255, 255, 255))
+    # White stays white: only where other pixels go is computed, most often half of the picture or less.
+    y0, x0, y1, x1 = trim_bounds(reference, white=255)
+    corners = matrix @ np.array([[x0 - 1, x1, x0 - 1, x1], [y0 - 1, y0 - 1, y1, y1], [1, 1, 1, 1]])
+    left, top = np.maximum(np.floor(corners.min(axis=1)).astype(int), 0)
+    right, bottom = np.minimum(np.ceil(corners.max(axis=1)).astype(int) + 1, side)
+    matrix[:, 2] -= left, top
+    size = (int(right - left), int(bottom - top))
+    result = np.full((side, side, 3), 255, np.uint8)
+    result[top:bottom, left:right] = cv2.warpAffine(
+        reference, matrix, size, flags=cv2.INTER_LINEAR, borderValue=(255, 255, 255)
+    )
+    return result

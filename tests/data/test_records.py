@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dtc_jax.config_base import ConfigError
 from dtc_jax.data.records import RecordError, Sample, decode, encode, find_data_set
@@ -37,10 +39,26 @@ def test_a_record_is_the_sample_again() -> None:
     assert np.abs(read.reference.astype(int) - sample.reference).max() <= 16
 
 
+def test_images_are_decoded_to_the_pixels_that_pillow_gives() -> None:
+    grain = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    record = encode(_sample(48)._replace(scene=grain, reference=grain[:31, :31]))
+    read = decode(record)
+    for field in ("scene", "reference"):
+        np.testing.assert_array_equal(getattr(read, field), np.asarray(Image.open(io.BytesIO(record[field]))))
+
+
+@pytest.mark.parametrize("field", ["scene", "mask", "reference"])
+def test_damaged_images_are_named(field: str) -> None:
+    record = encode(_sample())
+    image = record[field]
+    # Cut off late, cut out early, no image at all, nothing.
+    for damaged in (image[:-40], image[:-1], image[:8] + image[-12:], b"no image", b""):
+        with pytest.raises(RecordError, match=r"'chair 1é'.*cannot be decoded"):
+            decode({**record, field: damaged})
+
+
 def test_damaged_records_are_named() -> None:
     record = encode(_sample())
-    with pytest.raises(RecordError, match=r"'chair 1é'.*cannot be decoded"):
-        decode({**record, "scene": record["scene"][:100]})
     with pytest.raises(RecordError, match="do not fit"):
         decode({**record, "mask": encode(_sample(16))["mask"]})
     with pytest.raises(RecordError, match="outside 32x32"):

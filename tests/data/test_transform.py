@@ -8,10 +8,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from dtc_jax.bench.synthetic import synthetic_sample
 from dtc_jax.config import HintConfig
-from dtc_jax.data.hints import stitch, stitched_scene
+from dtc_jax.data.hints import stitch, stitched_scene, trim_bounds
 from dtc_jax.data.masks import bounding_box, largest_rectangle
 from dtc_jax.data.order import Augmentation
 from dtc_jax.data.records import Sample, encode
@@ -163,6 +164,39 @@ def test_turning_is_counter_clockwise() -> None:
     middle = turned.shape[0] / 2
     # From the upper right corner, at 45 degrees, to 75: nearly straight up.
     assert red[0] < middle - 10 and 0 < red[1] - middle < 10
+
+
+@pytest.mark.parametrize("degrees", [-45.0, -7.3, 2.0, 10.0])
+@pytest.mark.parametrize("place", [(0, 0, 64, 64), (0, 30, 20, 64), (25, 11, 40, 52), (0, 0, 0, 0)])
+def test_turning_leaves_out_white_alone(place: tuple[int, int, int, int], degrees: float) -> None:
+    y0, x0, y1, x1 = place
+    image = np.full((64, 64, 3), 255, np.uint8)
+    # Almost white pixels, too: outside of what is trimmed, yet not white.
+    image[y0:y1, x0:x1] = np.random.default_rng(0).integers(0, 256, (y1 - y0, x1 - x0, 3))
+    image[y0 : y1 and y0 + 3, x0:x1] = 254
+    turned = turn_reference(image, degrees)
+    # All of it at once: OpenCV's own turn of the whole picture, about the same centres.
+    top, left, bottom, right = trim_bounds(image)
+    middle = (turned.shape[0] - 1) / 2
+    matrix = cv2.getRotationMatrix2D(((left + right - 1) / 2, (top + bottom - 1) / 2), degrees, 1.0)
+    matrix[:, 2] += middle - (left + right - 1) / 2, middle - (top + bottom - 1) / 2
+    whole = cv2.warpAffine(image, matrix, turned.shape[:2], flags=cv2.INTER_LINEAR, borderValue=(255, 255, 255))
+    # Coordinates are rounded in float32: a level here and there.
+    assert np.abs(turned.astype(int) - whole).max() <= 1
+    assert (turned != whole).mean() < 0.005
+
+
+@pytest.mark.parametrize("size", [16, 23, 50, 64, 97])
+@pytest.mark.parametrize("place", [(0, 0, 64, 64), (0, 10, 50, 64), (20, 3, 64, 61), (0, 0, 0, 0)])
+def test_framing_leaves_out_white_alone(place: tuple[int, int, int, int], size: int) -> None:
+    y0, x0, y1, x1 = place
+    image = np.full((64, 64, 3), 255, np.uint8)
+    image[y0:y1, x0:x1] = np.random.default_rng(0).integers(0, 256, (y1 - y0, x1 - x0, 3))
+    framed = frame_reference(image, size, trim=False)
+    whole = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    # Pillow takes boxes in float32: a level here and there.
+    assert np.abs(framed.astype(int) - whole).max() <= 1
+    assert (framed != whole).mean() < 0.005
 
 
 def test_no_turn_is_no_change() -> None:
