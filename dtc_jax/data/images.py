@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from dtc_jax.data.locations import LocationError, is_remote, read_bytes
+from dtc_jax.data.locations import LocationError, is_remote, local_path, read_bytes
 from dtc_jax.data.metadata import NO_METADATA, Metadata, metadata_of
 from dtc_jax.data.modes import has_alpha, mask_array, to_8_bit, to_srgb
 
@@ -181,15 +181,16 @@ def check_no_input(path: Path, inputs: Iterable[str | os.PathLike[str] | None]) 
 
     Args:
         path: what is to be written.
-        inputs: files that must stay, by any name; None and what is no local file are passed over. They are gone through
-            only if there is a file at `path`.
+        inputs: files that must stay, by any name or ``file://`` URI; None and what is no local file are passed over.
+            They are gone through only if there is a file at `path`.
 
     Raises:
         InputError: it is one of them.
     """
     if path.exists():
         for taken in inputs:
-            if taken is not None and not is_remote(taken) and os.path.exists(taken) and os.path.samefile(path, taken):
+            local = None if taken is None else local_path(taken)
+            if local is not None and local.exists() and local.samefile(path):
                 raise InputError(f"output {path}: is an input ({taken}), which would be lost; name another file")
 
 

@@ -19,6 +19,15 @@ def is_remote(location: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(location)
 
 
+def local_path(location: str | os.PathLike[str]) -> Path | None:
+    """Where a file lies on this machine; None for what lies elsewhere. ``file://`` names a path as fsspec takes it."""
+    text = os.fspath(location)
+    scheme, separator, path = text.partition("://")
+    if not separator:
+        return Path(text)
+    return Path(path) if scheme in ("file", "local") else None
+
+
 def read_bytes(location: str | os.PathLike[str]) -> bytes:
     """The whole content of a file.
 

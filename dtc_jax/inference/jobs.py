@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import jax
 from dtc_jax.arguments import UsageError
 from dtc_jax.cluster import ClusterOptions, connect, launched, share_of_gpus, visible_gpus
 from dtc_jax.data.images import InputError
-from dtc_jax.data.locations import images_in, is_remote
+from dtc_jax.data.locations import images_in, is_remote, local_path
 from dtc_jax.data.manifest import Case
 
 
@@ -75,10 +74,10 @@ def each_reference(case: Case) -> list[Case]:
 
 def _check_names(jobs: Sequence[Job]) -> None:
     inputs = {
-        os.path.realpath(path): path
+        local.resolve()
         for job in jobs
         for path in (job.case.scene, job.case.mask, job.case.reference)
-        if path is not None and not is_remote(path)
+        if path is not None and (local := local_path(path)) is not None
     }
     seen: dict[Path, Job] = {}
     for job in jobs:
@@ -86,7 +85,7 @@ def _check_names(jobs: Sequence[Job]) -> None:
             if output in seen:
                 where = f"{job.case.where}: " if job.case.where else ""
                 raise InputError(f"{where}{output.name} is the result of {seen[output].case.id!r}, too; rename one id")
-            if os.path.realpath(output) in inputs:
+            if output.resolve() in inputs:
                 raise InputError(f"output {output}: is an input, which would be lost; name another folder")
             seen[output] = job
 

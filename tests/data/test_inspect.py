@@ -161,6 +161,8 @@ def test_outputs_do_not_replace_the_data(tmp_path: Path, capsys: pytest.CaptureF
         ],
         (manifest, ["--output", str(truth)], "is an input"),
         (manifest, ["--output", str(tmp_path / "link.png")], "is an input"),
+        (f"file://{manifest}", ["--json", str(manifest)], "is an input"),
+        (f"file://{manifest}", ["--output", str(truth)], "is an input"),
         (manifest, ["--output", sheet, "--json", f"{tmp_path}/in/../sheet.png"], "is the file of --output, too"),
         (manifest, ["--json", str(tmp_path)], "is a folder"),
         (viton, ["--json", str(viton / "test_pairs.txt")], "is an input"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from dtc_jax.data.builders.source import Case, Item, Skipped
 from dtc_jax.data.images import InputError, read_box, read_mask_levels, read_reference, read_scene
-from dtc_jax.data.locations import Location, is_remote
+from dtc_jax.data.locations import Location, local_path
 from dtc_jax.data.manifest import manifest_lines, parse_case
 from dtc_jax.data.records import SPLITS
 
@@ -59,12 +59,12 @@ class ManifestSource:
     def files(self) -> Iterator[Location]:
         """The manifest and all pictures that it names, as far as they are on this machine."""
         yield self.manifest
-        if is_remote(self.manifest):
+        if local_path(self.manifest) is None:
             return
         for number, line in manifest_lines(self.manifest):
             case = parse_case(line, self.manifest, number, check_files=False)
             for location in (case.scene, case.truth, case.mask, case.reference):
-                if location is not None and not is_remote(location):
+                if location is not None and local_path(location) is not None:
                     yield location
 
     def describe(self) -> dict[str, Any]:
