@@ -25,7 +25,7 @@ from dtc_jax.arguments import UsageError, parse_arguments
 from dtc_jax.config import ConfigError, ExperimentConfig
 from dtc_jax.training.broken_records import BrokenLog
 from dtc_jax.training.cached_networks import check_frozen, load_networks
-from dtc_jax.training.caching import CachePlan, make_cache, plan_cache
+from dtc_jax.training.caching import VERSION, CachePlan, make_cache, plan_cache
 from dtc_jax.training.command import find_configs, read_config, use_cpu_cores
 from dtc_jax.training.sharding import check_batch, make_mesh, readable_bytes
 from dtc_jax.weights.model_folder import ModelFolderError
@@ -89,6 +89,18 @@ def usage(configs: dict[str, Path]) -> str:
     return "\n".join([*lines, "", f"{PROGRAM} NAME --help explains every flag."])
 
 
+def check_output(output: Path) -> None:
+    """Refuse a folder that a cache cannot be written to, before the networks are loaded.
+
+    Raises:
+        ConfigError: it is a data set itself, or holds a finished cache.
+    """
+    if (output / "dataset_info.json").exists():
+        raise ConfigError(f"--output {output}: is a data set; name a folder beside it")
+    if (output / VERSION).exists():
+        raise ConfigError(f"data set {output / VERSION}: exists already; remove it, or choose another --output")
+
+
 def run(arguments: Arguments) -> None:
     """Carry out the command.
 
@@ -103,6 +115,7 @@ def run(arguments: Arguments) -> None:
         raise ConfigError(f"--part {part} {parts}: must be I N with 0 <= I < N")
     use_cpu_cores(arguments.cpu_devices, config.training.batch_size)
     check_frozen(config)
+    check_output(arguments.output)
     plan = plan_cache(config, arguments.variants, arguments.dtype)
     print(size_of(plan), flush=True)
     if arguments.estimate:

@@ -34,7 +34,7 @@ from dtc_jax.data.cached import (
 )
 from dtc_jax.data.order import Augmentation
 from dtc_jax.data.pipeline import BrokenRecord, Entry, HostBatch, Loaded, RecordReader, follow_parent, stack
-from dtc_jax.data.records import FEATURES, SCHEMA
+from dtc_jax.data.records import FEATURES, SCHEMA, fingerprint
 from dtc_jax.data.shards import Shard, ShardedWriter, plan_shards
 from dtc_jax.models.inputs import masked_scene, normalize_batch
 from dtc_jax.training.broken_records import BrokenShare, OnBroken
@@ -205,7 +205,12 @@ def describe(plan: CachePlan, fingerprints: Mapping[str, str]) -> Cache:
         networks=dict(fingerprints),
         compute_dtype=config.training.compute_dtype,
         frozen_dtype=config.training.frozen_dtype,
-        source={"name": source.name, "version": source.version, "records": dict(source.splits)},
+        source={
+            "name": source.name,
+            "version": source.version,
+            "records": dict(source.splits),
+            "fingerprints": {split: fingerprint(source, split) for split in plan.readers},
+        },
     )
 
 

@@ -74,6 +74,9 @@ def main(argv: Sequence[str]) -> int:
     except (UsageError, ConfigError, OSError) as error:
         print(f"plan: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("plan: interrupted", file=sys.stderr)
+        return 130
     print(json.dumps(dataclasses.asdict(plan), indent=2) if arguments.json else report(plan))
     return 0
 

@@ -7,16 +7,19 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dtc_jax.config import ConfigError, ExperimentConfig, config_to_json, load_config
 from dtc_jax.data.product import fingerprint_of, image_files
-from dtc_jax.data.records import find_data_set
+from dtc_jax.data.records import find_data_set, fingerprint
 from dtc_jax.data.tokenizer import read_files
 from dtc_jax.locks import take_lock
 from dtc_jax.training.files import write_text
+from dtc_jax.weights.model_folder import is_model_folder
 from dtc_jax.weights.prompts import TOKENIZER
 from dtc_jax.weights.training_data import DATA_FILE, TrainingData
+
+_Kind = TypeVar("_Kind", list[Any], dict[str, Any])
 
 START_FILE = "init_from.json"
 """The folders that the run started from: until its first checkpoint, a start that names none takes them again."""
@@ -47,7 +50,12 @@ def only_run(run_dir: Path) -> Iterator[None]:
 
 def has_checkpoint(run_dir: Path) -> bool:
     """Whether a run can go on from a checkpoint of its own."""
-    return any(path.name.isdigit() for path in (run_dir / "checkpoints").glob("*"))
+    return newest_step(run_dir) >= 0
+
+
+def newest_step(run_dir: Path) -> int:
+    """The step of a run's newest checkpoint; -1 without one."""
+    return max((int(path.name) for path in (run_dir / "checkpoints").glob("*") if path.name.isdigit()), default=-1)
 
 
 def starting_folders(run_dir: Path) -> list[Path]:
@@ -55,7 +63,7 @@ def starting_folders(run_dir: Path) -> list[Path]:
     path = run_dir / START_FILE
     if has_checkpoint(run_dir) or not path.is_file():
         return []
-    return [Path(folder) for folder in json.loads(path.read_text())]
+    return [Path(folder) for folder in _read_json(path, list)]
 
 
 def networks_held(run_dir: Path) -> frozenset[str]:
@@ -82,6 +90,10 @@ def prepare_run_dir(
     described = describe_data_set(config)
     if resumed:
         check_same_run(config, run_dir, described)
+        if (run_dir / "model").exists() and not is_model_folder(run_dir / "model"):
+            raise ConfigError(
+                f"{run_dir / 'model'}: is no model folder, and the run writes its model there; rename or remove it"
+            )
     elif (run_dir / "model").exists():
         raise ConfigError(
             f"{run_dir / 'model'}: is there, without checkpoints to go on from, and a run writes its model there; use "
@@ -118,7 +130,10 @@ def check_same_run(config: ExperimentConfig, run_dir: Path, described: dict[str,
     path = run_dir / "config.json"
     if not path.exists():
         return
-    earlier = load_config(path)
+    try:
+        earlier = load_config(path)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: damaged ({error}); put it right, or use another --run-dir") from None
     if not earlier.data.draws_same_as(config.data):
         raise ConfigError(f"{run_dir}: was started with another `data`; use another --run-dir, or --init-from it")
     for part in ("stage", "model", "diffusion"):
@@ -131,6 +146,11 @@ def check_same_run(config: ExperimentConfig, run_dir: Path, described: dict[str,
             raise ConfigError(
                 f"{run_dir}: was started with training.{name} = {before}, not {now}; use another --run-dir"
             )
+    if (reached := newest_step(run_dir)) > config.training.steps:
+        raise ConfigError(
+            f"{run_dir}: has a checkpoint of step {reached}, and training.steps is {config.training.steps}; raise it, "
+            "or use another --run-dir"
+        )
     if earlier.ema.enabled != config.ema.enabled:
         raise ConfigError(
             f"{run_dir}: was started with ema.enabled = {earlier.ema.enabled}, not {config.ema.enabled}; "
@@ -139,7 +159,9 @@ def check_same_run(config: ExperimentConfig, run_dir: Path, described: dict[str,
     data_path = run_dir / DATA_FILE
     if not described or not data_path.exists():
         return
-    before, now = _in_words(json.loads(data_path.read_text())), _in_words(described)
+    stored = _read_json(data_path, dict)
+    # Runs of earlier versions kept no fingerprint.
+    before, now = _in_words(stored), _in_words({name: described[name] for name in described if name in stored})
     if before != now:
         field = "product" if config.data.kind == "product" else "path"
         raise ConfigError(
@@ -171,7 +193,8 @@ def describe_data_set(config: ExperimentConfig) -> dict[str, Any]:
     # The licence is for those who get the model; the others say which data they are.
     licence = found.metadata.get("licence")
     said = {} if licence is None else {"licence": licence}
-    return {"name": found.name, "version": found.version, "size": found.size, "records": count, **said}
+    which = {"name": found.name, "version": found.version, "size": found.size, "records": count}
+    return {**which, "fingerprint": fingerprint(found, config.data.split), **said}
 
 
 def data_notes(config: ExperimentConfig, run_dir: Path) -> dict[str, str]:
@@ -189,4 +212,20 @@ def data_notes(config: ExperimentConfig, run_dir: Path) -> dict[str, str]:
 
 
 def _in_words(described: dict[str, Any]) -> str:
-    return "{name} {version} ({records} records of {size} pixels)".format(**described)
+    marked = f", fingerprint {described['fingerprint']}" if "fingerprint" in described else ""
+    return "{name} {version} ({records} records of {size} pixels{marked})".format(marked=marked, **described)
+
+
+def _read_json(path: Path, kind: type[_Kind]) -> _Kind:
+    """What a small file of the run holds.
+
+    Raises:
+        ConfigError: not that; a power failure can leave it so.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except ValueError:
+        value = None
+    if not isinstance(value, kind):
+        raise ConfigError(f"{path}: damaged; remove it, and say again what the run started from")
+    return value

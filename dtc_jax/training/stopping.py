@@ -63,6 +63,11 @@ class StopRequest:
         if self._together and first:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    @property
+    def left(self) -> bool:
+        """Whether a signal came too late for `reached`. Of several processes' the next stage's first step learns."""
+        return self._requested and not self._together
+
     def reached(self, step: int) -> bool:
         """Whether to stop now, after `step` steps. Every process asks after every step, and gets the same answer."""
         if self._together:

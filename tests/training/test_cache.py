@@ -21,7 +21,7 @@ from dtc_jax.config import ConfigError, DiffusionConfig, ExperimentConfig, LossC
 from dtc_jax.data.cached import CACHED, cache_of
 from dtc_jax.data.pipeline import RecordReader, evaluation_records, stack
 from dtc_jax.data.records import find_data_set, open_split
-from dtc_jax.training.cache import main, size_of
+from dtc_jax.training.cache import check_output, main, size_of
 from dtc_jax.training.cached_networks import check_cached_networks, load_networks
 from dtc_jax.training.caching import make_cache, plan_cache
 from dtc_jax.training.initial import initial_params, needed_networks
@@ -186,6 +186,24 @@ def test_parts_of_several_machines_make_one_cache(original: Path, cache: Path, t
     assert write(original, tmp_path, part=(1, 2)) is None
     assert write(original, tmp_path, part=(0, 2)) is not None
     assert_same_entries(cache, tmp_path)
+
+
+def test_parts_of_two_data_sets_are_kept_apart(original: Path, cache: Path, tmp_path: Path) -> None:
+    """The same name, version and numbers, but other pictures."""
+    other = prepared.write(tmp_path / "other", train=RECORDS, test=3, seed=9)
+    assert write(original, tmp_path / "cache", part=(1, 2)) is None
+    with pytest.raises(ConfigError, match="other settings"):
+        write(other, tmp_path / "cache", part=(0, 2))
+    write(other, tmp_path / "second")
+    assert find_data_set(tmp_path / "second").name != find_data_set(cache).name
+
+
+def test_outputs_are_checked_before_networks_are_loaded(original: Path, cache: Path) -> None:
+    check_output(cache.parent / "new")
+    with pytest.raises(ConfigError, match="is a data set; name a folder beside it"):
+        check_output(find_data_set(original).folder)
+    with pytest.raises(ConfigError, match="exists already"):
+        check_output(cache)
 
 
 def test_a_cache_that_does_not_fit_is_refused(original: Path, cache: Path) -> None:

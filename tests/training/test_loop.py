@@ -103,6 +103,25 @@ def test_stopped_on_request(whole: tuple[dict[str, Any], Path], source: Source, 
     assert read_metrics(tmp_path / "run") == read_metrics(whole[1])
 
 
+def test_a_signal_after_the_last_step_begins_no_other_stage(
+    whole: tuple[dict[str, Any], Path], source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = Checkpoints.close
+
+    def close_late(checkpoints: Checkpoints) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        close(checkpoints)
+
+    monkeypatch.setattr(Checkpoints, "close", close_late)
+    with pytest.raises(Stopped, match="after step 5"):
+        train(CONFIG, tmp_path / "run")
+    monkeypatch.undo()
+    use(source, monkeypatch)
+    # The stage itself is complete.
+    assert (tmp_path / "run" / "model" / "config.json").exists()
+    assert same(train(CONFIG, tmp_path / "run"), whole[0])
+
+
 def test_first_interrupt_is_a_request() -> None:
     with StopRequest() as stop:
         assert not stop.reached(1)

@@ -213,6 +213,15 @@ def test_errors_of_use(arguments: list[str], message: str, capsys: pytest.Captur
     assert message in error_of(arguments, capsys)
 
 
+def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(arguments: Any) -> Plan:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "plan_of", interrupt)
+    assert command.main(["test", "--devices", "1"]) == 130
+    assert capsys.readouterr().err == "plan: interrupted\n"
+
+
 def test_without_libtpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     message = error_of(["test", "--topology", "v5e:4x4"], capsys)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 from pathlib import Path
 
 import jax
@@ -13,6 +15,7 @@ from dtc_jax.config import ConfigError, ExperimentConfig, SamplingConfig
 from dtc_jax.training.grids import check_sampling
 from dtc_jax.training.initial import initial_params
 from dtc_jax.training.run_directory import only_run, starting_folders
+from dtc_jax.training.stopping import Stopped
 from dtc_jax.weights.model_folder import load_model_folder, save_model_folder
 from tests.training.small_run import CONFIG, Source, same, train, use
 
@@ -74,6 +77,39 @@ def test_a_model_that_is_not_the_runs_own_stays(source: Source, earlier: Path, t
         train(CONFIG, tmp_path / "run", mine)
     assert same(load_model_folder(mine)[1], load_model_folder(earlier)[1])
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_steps_that_are_behind_it_are_refused(source: Source, tmp_path: Path) -> None:
+    train(CONFIG, tmp_path / "run")
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in ("config.json", "model/config.json")}
+    fewer = dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, steps=CONFIG.training.steps - 1))
+    with pytest.raises(ConfigError, match=r"has a checkpoint of step 5, and training\.steps is 4; raise it"):
+        train(fewer, tmp_path / "run")
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "init_from.json"])
+@pytest.mark.parametrize("content", ["", '["/x', "7"])
+def test_damaged_files_are_named(name: str, content: str, source: Source, earlier: Path, tmp_path: Path) -> None:
+    if name == "init_from.json":
+        interrupt_at_the_start(source, tmp_path / "run", earlier)
+    else:
+        train(CONFIG, tmp_path / "run")
+    (tmp_path / "run" / name).write_text(content)
+    with pytest.raises(ConfigError, match=rf"run/{name}: damaged"):
+        train(CONFIG, tmp_path / "run")
+
+
+def test_what_is_no_model_is_seen_before_training(source: Source, tmp_path: Path) -> None:
+    source.before = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 2 else None
+    with pytest.raises(Stopped):
+        train(CONFIG, tmp_path / "run")
+    (tmp_path / "run" / "model").mkdir()
+    (tmp_path / "run" / "model" / "notes.txt").write_text("mine")
+    source.asked = []
+    with pytest.raises(ConfigError, match=r"run/model: is no model folder"):
+        train(CONFIG, tmp_path / "run")
+    assert source.asked == [] and (tmp_path / "run" / "model" / "notes.txt").read_text() == "mine"
 
 
 def test_one_run_at_a_time(source: Source, tmp_path: Path) -> None:

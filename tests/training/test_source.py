@@ -224,12 +224,23 @@ def test_a_run_goes_on_where_its_data_has_been_copied_to(folder: Path, tmp_path:
     config = experiment(folder)
     prepare_run_dir(config, tmp_path / "run", write=True, resumed=True)
     described = json.loads((tmp_path / "run" / "data_set.json").read_text())
-    assert described == {"name": "synthetic", "version": "1.0.0", "size": 32, "records": 10}
-    copy = prepared.write(tmp_path / "copy")
+    mark = described.pop("fingerprint")
+    assert described == {"name": "synthetic", "version": "1.0.0", "size": 32, "records": 10} and len(mark) == 12
+    # One of its records is broken, in the copy, too.
+    copy = prepared.write(tmp_path / "copy", broken=(2,))
     prepare_run_dir(experiment(copy, workers=3), tmp_path / "run", write=True, resumed=True)
     other = prepared.write(tmp_path / "other", train=9)
     with pytest.raises(ConfigError, match=r"9 records .*, .*run was started with synthetic 1\.0\.0 \(10 records"):
         prepare_run_dir(experiment(other), tmp_path / "run", write=True, resumed=True)
+    # Other pictures under the same name, as many of them.
+    other = prepared.write(tmp_path / "changed", seed=7)
+    with pytest.raises(
+        ConfigError, match=rf"fingerprint (?!{mark})\w+\), .*10 records of 32 pixels, fingerprint {mark}"
+    ):
+        prepare_run_dir(experiment(other), tmp_path / "run", write=True, resumed=True)
+    # A run of a version that kept none goes on.
+    (tmp_path / "run" / "data_set.json").write_text(json.dumps(described))
+    prepare_run_dir(experiment(copy), tmp_path / "run", write=True, resumed=True)
     with pytest.raises(ConfigError, match="another `data`"):
         prepare_run_dir(experiment(folder, rotation_degrees=3.0), tmp_path / "run", write=True, resumed=True)
 
