@@ -23,12 +23,13 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from dtc_jax.arguments import UsageError, parse_arguments
+from dtc_jax.arguments import UsageError, parse_arguments, printable
 from dtc_jax.config_base import ConfigError
 from dtc_jax.data.builders.source import NO_SOURCE
 from dtc_jax.data.builders.vitonhd_source import MaskChoice
 from dtc_jax.data.images import InputError
 from dtc_jax.data.locations import is_remote
+from dtc_jax.data.printing import in_line, show
 from dtc_jax.data.records import DataSet, find_data_set, import_tfds
 from dtc_jax.data.window import DEFAULT_CONTEXT
 
@@ -95,13 +96,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[0] not in _COMMANDS:
             raise UsageError(f"unknown data set {words[0]!r}: one of {', '.join(_COMMANDS)} (see {PROGRAM} --help)")
-        print(build(parse_arguments(_COMMANDS[words[0]], words[1:], f"{PROGRAM} {words[0]}")))
+        show(build(parse_arguments(_COMMANDS[words[0]], words[1:], f"{PROGRAM} {words[0]}")).split("\n"))
     except (UsageError, InputError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         place = f" {error.filename}" if error.filename else ""
-        print(f"error: the data set cannot be written:{place} {error.strerror or error}", file=sys.stderr)
+        message = in_line(f"the data set cannot be written:{place} {error.strerror or error}")
+        print(f"error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)

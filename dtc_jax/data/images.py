@@ -181,17 +181,25 @@ def check_no_input(path: Path, inputs: Iterable[str | os.PathLike[str] | None]) 
 
     Args:
         path: what is to be written.
-        inputs: files that must stay, by any name or ``file://`` URI; None and what is no local file are passed over.
-            They are gone through only if there is a file at `path`.
+        inputs: files that must stay, by any name or ``file://`` URI; None, what is no local file and what cannot be
+            looked at are passed over. They are gone through only if there is a file at `path`.
 
     Raises:
         InputError: it is one of them.
     """
-    if path.exists():
+    if os.path.exists(path):
         for taken in inputs:
             local = None if taken is None else local_path(taken)
-            if local is not None and local.exists() and local.samefile(path):
+            if local is not None and _is_same(local, path):
                 raise InputError(f"output {path}: is an input ({taken}), which would be lost; name another file")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    # Absent, too long, a loop of links, in a folder that may not be searched, or no name at all (an embedded NUL).
+    except (OSError, ValueError):
+        return False
 
 
 def remove_unfinished(outputs: Iterable[Path]) -> None:

@@ -25,6 +25,7 @@ from dtc_jax.config_base import ConfigError
 from dtc_jax.data.images import InputError, check_no_input, check_output, write_image
 from dtc_jax.data.inspection import BROKEN, Inspection, Reader, inspect_data, open_data
 from dtc_jax.data.inspection_sheet import draw_sheet
+from dtc_jax.data.printing import show
 
 PROGRAM = "python -m dtc_jax.data.inspect"
 
@@ -75,10 +76,8 @@ def run(arguments: InspectArguments) -> int:
         raise UsageError(f"--size must be at least 16, not {arguments.size}")
     if arguments.output is not None:
         check_output(arguments.output)
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise UsageError(f"--json {arguments.json}: no such folder: {arguments.json.parent}; make it first")
-    if arguments.json is not None and arguments.json.is_dir():
-        raise UsageError(f"--json {arguments.json}: is a folder; name a file")
+    if arguments.json is not None:
+        _check_json(arguments.json)
     outputs = [path for path in (arguments.output, arguments.json) if path is not None]
     if len({os.path.realpath(path) for path in outputs}) < len(outputs):
         raise UsageError(f"--json {arguments.json}: is the file of --output, too; name another one")
@@ -89,13 +88,25 @@ def run(arguments: InspectArguments) -> int:
     # disable=None: a bar on a terminal only.
     with tqdm(total=total, unit="case", disable=None) as bar:
         inspection = inspect_data(arguments.data, reader, arguments.limit, arguments.workers, bar.update)
-    print("\n".join(readable(inspection)))
+    show(readable(inspection))
     if arguments.json is not None:
         _write_json(arguments.json, describe(inspection))
     if arguments.output is not None:
         write_image(arguments.output, np.asarray(draw_sheet(inspection, reader, arguments.rows)))
-        print(f"sheet: {arguments.output}")
+        show([f"sheet: {arguments.output}"])
     return 1 if arguments.strict and inspection.findings else 0
+
+
+def _check_json(path: Path) -> None:
+    """Raise a UsageError if there can be no JSON file at `path`."""
+    try:
+        is_folder, has_folder = path.is_dir(), path.parent.is_dir()
+    except OSError as error:
+        raise UsageError(f"--json {path}: cannot be written ({error.strerror or error}); name another file") from None
+    if not has_folder:
+        raise UsageError(f"--json {path}: no such folder: {path.parent}; make it first")
+    if is_folder:
+        raise UsageError(f"--json {path}: is a folder; name a file")
 
 
 def _check_apart(path: Path, reader: Reader) -> None:
@@ -167,9 +178,10 @@ def _places(count: int) -> list[int]:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
+    # No part of the name: there may be no room for more.
+    temporary = path.with_name(f".{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
         raise InputError(f"output {path}: cannot be written ({error.strerror or error})") from None

@@ -117,6 +117,14 @@ def open_data(data: str, size: int = 512) -> Reader:
     Raises:
         InputError, ConfigError: it is none of these, or cannot be read.
     """
+    try:
+        return _open_data(data, size)
+    # Too long a name, a folder that may not be searched.
+    except OSError as error:
+        raise InputError(f"data {data}: cannot be read ({error.strerror or error})") from None
+
+
+def _open_data(data: str, size: int) -> Reader:
     path = Path(data)
     if is_remote(data) or path.is_file():
         manifest = ManifestSource(manifest=data)

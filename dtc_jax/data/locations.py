@@ -20,12 +20,20 @@ def is_remote(location: str | os.PathLike[str]) -> bool:
 
 
 def local_path(location: str | os.PathLike[str]) -> Path | None:
-    """Where a file lies on this machine; None for what lies elsewhere. ``file://`` names a path as fsspec takes it."""
+    """Where a file lies on this machine; None for what lies elsewhere.
+
+    ``file://`` names a path as fsspec takes it: with ``~`` for the user's home, which is no part of plain paths.
+    """
     text = os.fspath(location)
     scheme, separator, path = text.partition("://")
     if not separator:
         return Path(text)
-    return Path(path) if scheme in ("file", "local") else None
+    if scheme not in ("file", "local"):
+        return None
+    try:
+        return Path(os.path.expanduser(path))
+    except ValueError:  # ~USER with a character that no user's name can have
+        return Path(path)
 
 
 def read_bytes(location: str | os.PathLike[str]) -> bytes:

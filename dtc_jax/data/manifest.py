@@ -59,7 +59,7 @@ def manifest_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
         InputError: it cannot be read, has no cases, or uses an id twice.
     """
     try:
-        text = read_bytes(path).decode("utf-8")
+        text = read_bytes(path).decode("utf-8-sig")  # editors on Windows put a mark before the text
     except UnicodeDecodeError:
         raise InputError(f"manifest {path}: cannot be read (not UTF-8 text)") from None
     except LocationError as error:
@@ -157,7 +157,7 @@ def _path(value: Any, folder: Location, field: str, where: str, check: bool) -> 
     if isinstance(folder, str):
         return f"{folder}/{value}"
     path = folder / value
-    if check and not path.is_file():
+    if check and not os.path.isfile(path):
         raise InputError(f"{where}: {field} {path}: no such file")
     return path
 

@@ -81,7 +81,7 @@ class ShardedWriter:
         path = self.folder / PLAN
         text = json.dumps(plan, indent=2, sort_keys=True) + "\n"
         if path.exists():
-            if path.read_text() != text:
+            if path.read_text(encoding="utf-8") != text:
                 raise ConfigError(
                     f"data set {self.folder}: was begun with other settings; remove it, or choose another --output"
                 )

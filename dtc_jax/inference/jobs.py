@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import jax
 from dtc_jax.arguments import UsageError
 from dtc_jax.cluster import ClusterOptions, connect, launched, share_of_gpus, visible_gpus
 from dtc_jax.data.images import InputError
-from dtc_jax.data.locations import images_in, is_remote, local_path
+from dtc_jax.data.locations import Location, images_in, is_remote, local_path
 from dtc_jax.data.manifest import Case
 
 
@@ -58,7 +59,7 @@ def each_reference(case: Case) -> list[Case]:
     Raises:
         InputError: a folder without images.
     """
-    if case.reference is None or is_remote(case.reference) or not Path(case.reference).is_dir():
+    if case.reference is None or is_remote(case.reference) or not os.path.isdir(case.reference):
         return [case]
     files = images_in(Path(case.reference))
     if not files:
@@ -74,10 +75,10 @@ def each_reference(case: Case) -> list[Case]:
 
 def _check_names(jobs: Sequence[Job]) -> None:
     inputs = {
-        local.resolve()
+        real
         for job in jobs
         for path in (job.case.scene, job.case.mask, job.case.reference)
-        if path is not None and (local := local_path(path)) is not None
+        if path is not None and (real := _real_path(path)) is not None
     }
     seen: dict[Path, Job] = {}
     for job in jobs:
@@ -85,9 +86,18 @@ def _check_names(jobs: Sequence[Job]) -> None:
             if output in seen:
                 where = f"{job.case.where}: " if job.case.where else ""
                 raise InputError(f"{where}{output.name} is the result of {seen[output].case.id!r}, too; rename one id")
-            if output.resolve() in inputs:
+            if _real_path(output) in inputs:
                 raise InputError(f"output {output}: is an input, which would be lost; name another folder")
             seen[output] = job
+
+
+def _real_path(location: Location) -> str | None:
+    """The path without links; None for what lies elsewhere, and for what can be no file's name."""
+    path = local_path(location)
+    try:
+        return None if path is None else os.path.realpath(path)
+    except ValueError:  # an embedded NUL
+        return None
 
 
 def process_share(num_processes: int | None, process_id: int | None, environment: Mapping[str, str]) -> tuple[int, int]:

@@ -35,6 +35,17 @@ def records(folder: Path, split: str = "train") -> list[Sample]:
     return [decode(record) for record in open_split(data_set, split)]
 
 
+def assert_same_records(one: Path, other: Path) -> None:
+    """Of two data sets; of pictures their files' bytes, before they are decoded. Shards differ between processes."""
+    splits = find_data_set(one).splits
+    assert splits == find_data_set(other).splits and len(splits) == 2
+    for split in splits:
+        for first, second in zip(*(open_split(find_data_set(folder), split) for folder in (one, other)), strict=True):
+            assert first.keys() == second.keys()
+            for name in first:
+                np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
 def build(kind: str, source: Path | str, output: Path, *flags: str) -> int:
     return main([kind, "--source", str(source), "--output", str(output), "--workers", "1", "--size", "64", *flags])
 
@@ -187,6 +198,32 @@ def test_no_case_ends_a_build(
     assert log.read_text() == "train\tcase-1\tStrangeError: of no kind\n"
 
 
+ASCII = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+
+
+def test_ids_of_any_characters_are_listed_in_any_locale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = files.write_catalogue(tmp_path / "in", count=3, test=1)
+    (tmp_path / "in" / "scenes" / "0.png").unlink()
+    lines = files.read_lines(manifest)
+    files.write_manifest(manifest, [lines[0] | {"id": "Stühle\t1\n2"}, *lines[1:]])
+
+    def run(command: str, *arguments: str) -> str:
+        environment = {**os.environ, **ASCII, "PYTHONPATH": str(Path(__file__).parents[2])}
+        words = [sys.executable, "-m", f"dtc_jax.data.{command}", *arguments, "--workers", "1", "--size", "64"]
+        return subprocess.run(words, env=environment, check=True, capture_output=True, timeout=120).stdout.decode()
+
+    said = run("build", "product_pairs", "--source", str(manifest), "--output", str(tmp_path / "out"))
+    assert "broken and left out: 1 of 3 cases" in said
+    folder = find_data_set(tmp_path / "out").folder
+    log = (folder.parent / "broken-1.0.0.txt").read_text(encoding="utf-8")
+    assert log.startswith("train\tStühle\\t1\\n2\tscene ") and log.count("\t") == 2 and log.count("\n") == 1
+    said = run("inspect", str(manifest))
+    assert "! broken: 1\n    train/St\\xfchle\\t1\\n2: scene " in said, said
+    assert build("product_pairs", manifest, tmp_path / "none", "--max-broken", "0") == 2
+    error = capsys.readouterr().err
+    assert "the first: Stühle\\t1\\n2: scene " in error and error.count("\n") == 1
+
+
 def test_one_broken_case_is_allowed_unless_none_is() -> None:
     assert [allowed_broken(0.01, total) for total in (1, 99, 200, 1000)] == [1, 1, 2, 10]
     assert allowed_broken(0, 1000) == 0
@@ -203,10 +240,7 @@ def test_the_number_of_workers_does_not_matter(tmp_path: Path) -> None:
     manifest = files.write_catalogue(tmp_path / "in", count=70, test=3)
     assert build("product_pairs", manifest, tmp_path / "one") == 0
     assert build("product_pairs", manifest, tmp_path / "two", "--workers", "2") == 0
-    shards = [sorted((tmp_path / name).rglob("*.array_record*")) for name in ("one", "two")]
-    assert len(shards[0]) == 2
-    for first, second in zip(*shards, strict=True):
-        assert first.read_bytes() == second.read_bytes()
+    assert_same_records(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.parametrize("scheme", ["memory", "file"])
@@ -347,9 +381,38 @@ def test_a_killed_build_looks_unfinished_and_continues(tmp_path: Path, after: in
     assert "case-40" in seen, "a damaged part is"
     assert first.parent.name.startswith("incomplete.") and not first.parent.exists()
     assert build("product_pairs", manifest, tmp_path / "whole") == 0
-    shards = [sorted((tmp_path / name).rglob("*.array_record*")) for name in ("out", "whole")]
-    for one, other in zip(*shards, strict=True):
-        assert one.read_bytes() == other.read_bytes()
+    assert_same_records(tmp_path / "out", tmp_path / "whole")
+
+
+def test_ctrl_c_while_workers_start_is_one_line(tmp_path: Path) -> None:
+    manifest = files.write_catalogue(tmp_path / "in", count=70, test=3)
+    flags = ["--source", str(manifest), "--output", str(tmp_path / "out"), "--workers", "2", "--size", "64"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dtc_jax.data.build", "product_pairs", *flags],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+    def is_worker(child: str) -> bool:
+        try:
+            return "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()
+        except OSError:  # it has ended
+            return False
+
+    for _ in range(1200):
+        if sum(map(is_worker, children.read_text().split())) == 2:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("no workers were started")
+    time.sleep(0.3)  # they have what they need from the process that started them, and import
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=120)[1] == "interrupted; the same command continues\n"
+    assert process.returncode == 130
 
 
 def test_parts_of_other_options_are_not_continued(tmp_path: Path) -> None:
@@ -406,6 +469,17 @@ def test_vitonhd_takes_the_garment_of_the_parse_map(tmp_path: Path, alias: str) 
     # Paired: the person's own garment, whatever the second column says.
     assert np.abs(case.reference.astype(int) - files.product(1)).mean() < 3
     assert np.abs(case.scene.astype(int) - files.photo(1, 100, 60)).mean() < 3
+
+
+def test_vitonhd_pairs_may_begin_with_a_mark(tmp_path: Path) -> None:
+    files.write_vitonhd(tmp_path)
+    pairs = tmp_path / "train_pairs.txt"
+    pairs.write_bytes(b"\xef\xbb\xbf" + pairs.read_bytes())
+    assert [item.id for item in VitonHDSource(root=str(tmp_path)).items()["train"]] == [
+        "00000_00",
+        "00001_00",
+        "00002_00",
+    ]
 
 
 def test_vitonhd_to_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from dtc_jax.data.images import (
     remove_unfinished,
     write_image,
 )
+from dtc_jax.data.locations import local_path
 
 
 def _photo(height: int = 5, width: int = 7, channels: int = 3) -> np.ndarray:
@@ -159,6 +160,27 @@ def test_output_is_checked_and_written_whole(tmp_path: Path) -> None:
     for name in ["out.jpg", "out", "no/out.png", "folder.png"]:
         with pytest.raises(InputError, match=r"^output"):
             check_output(tmp_path / name)
+
+
+def test_inputs_that_cannot_be_looked_at_are_passed_over(tmp_path: Path) -> None:
+    output = tmp_path / "out.png"
+    write_image(output, _photo())
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "closed").mkdir(mode=0)
+    strange = ["x" * 300, tmp_path / "loop.png", tmp_path / "closed" / "a.png", "a\0b", "file://~a\0b", "file:///a\0b"]
+    check_output(output, [*strange, None, "memory://a.png", tmp_path / "absent.png"])
+    with pytest.raises(InputError, match=r"out\.png: is an input"):
+        check_output(output, [*strange, output])
+
+
+def test_the_user_s_home_in_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_image(tmp_path / "~.png", _photo())
+    for scheme in ("file", "local"):
+        np.testing.assert_array_equal(read_scene(f"{scheme}://~/~.png"), _photo())
+        with pytest.raises(InputError, match="is an input"):
+            check_output(tmp_path / "~.png", [f"{scheme}://~/~.png"])
+    assert local_path("~/a.png") == Path("~/a.png"), "a plain path is taken as it is"
 
 
 def _profile(name: str) -> bytes:

@@ -180,6 +180,34 @@ def test_outputs_do_not_replace_the_data(tmp_path: Path, capsys: pytest.CaptureF
     assert inspect(manifest, tmp_path, "--output", sheet)[0] == 0
 
 
+def test_pictures_here_of_a_manifest_elsewhere_are_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import fsspec
+
+    manifest = files.write_catalogue(tmp_path / "in", count=2, test=0)
+    kinds = ("scene", "mask", "reference")
+    lines = [
+        line | {kind: f"file://{tmp_path}/in/{line[kind]}" for kind in kinds} for line in files.read_lines(manifest)
+    ]
+    remote = "memory://elsewhere/catalogue.jsonl"
+    fsspec.filesystem("memory").pipe(remote, "\n".join(map(json.dumps, lines)).encode())
+    for kind in ("scenes", "masks", "products"):
+        picture = tmp_path / "in" / kind / "1.png"
+        before = picture.read_bytes()
+        assert main([remote, "--size", "64", "--output", str(picture)]) == 2
+        said = capsys.readouterr().err
+        assert "is an input" in said and said.count("\n") == 1 and picture.read_bytes() == before
+    assert inspect(remote, tmp_path, "--output", str(tmp_path / "sheet.png"))[0] == 0
+
+
+def test_the_longest_name_of_a_json(tmp_path: Path) -> None:
+    manifest = files.write_catalogue(tmp_path / "in", count=2, test=0)
+    report = tmp_path / ("x" * 250 + ".json")
+    assert main([str(manifest), "--size", "64", "--json", str(report)]) == 0
+    assert json.loads(report.read_text())["inspected"] == 2
+
+
 def test_limit_and_sheet(odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet = tmp_path / "sheet.png"
     _, report = inspect(odd, tmp_path, "--limit", "3", "--output", str(sheet), "--rows", "4")
@@ -242,6 +270,9 @@ def test_errors_of_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         ([str(manifest), "--rows", "0"], "--rows must be at least 1"),
         ([str(manifest), "--output", "a.jpg"], "only .png is written"),
         ([str(manifest), "--json", str(tmp_path / "no" / "a.json")], "no such folder"),
+        (["x" * 300], "cannot be read (File name too long)"),
+        ([str(manifest), "--json", "x" * 300 + ".json"], "cannot be written (File name too long)"),
+        ([str(manifest), "--json", "x" * 300 + "/a.json"], "cannot be written (File name too long)"),
         ([], "DATA"),
     ]:
         assert main(arguments) == 2, message

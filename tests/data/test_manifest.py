@@ -66,6 +66,20 @@ def test_whole_characters_beyond_the_first_65536_are_text(tmp_path: Path) -> Non
     assert read_manifest(manifest, check_files=False)[0].id == "chair 🪑"
 
 
+def test_a_mark_before_the_text_is_none_of_it(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(LINE, encoding="utf-8-sig")
+    assert manifest.read_bytes().startswith(b"\xef\xbb\xbf")
+    assert [case.id for case in read_manifest(manifest, check_files=False)] == ["one"]
+
+
+def test_a_name_that_is_too_long_is_no_file(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(LINE.replace("s.png", "s" * 300))
+    with pytest.raises(InputError, match=r"line 1: scene .*sss: no such file$"):
+        read_manifest(manifest)
+
+
 def test_a_uri_without_its_package_says_so() -> None:
     with pytest.raises(InputError) as error:
         read_manifest("nosuchscheme://bucket/m.jsonl")

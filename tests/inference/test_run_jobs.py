@@ -18,10 +18,11 @@ import pytest
 from PIL import Image
 
 from dtc_jax.data.images import InputError
+from dtc_jax.data.manifest import Case
 from dtc_jax.inference import run_jobs
 from dtc_jax.inference.batches import choose_batch
 from dtc_jax.inference.command import main
-from dtc_jax.inference.jobs import process_share
+from dtc_jax.inference.jobs import jobs_in_folder, process_share
 from dtc_jax.inference.pipeline import Pipeline
 from dtc_jax.inference.results import ResultsLog, read_results
 from tests.inference.compilations import compilations
@@ -158,6 +159,18 @@ def test_a_folder_of_products(tmp_path: Path, model_folder: Path, capfd: pytest.
         assert main([*flags, *more]) == 2
         error = capfd.readouterr().err
         assert message in error and error.count("\n") == 1, error
+
+
+def test_inputs_that_are_no_files_replace_nothing(tmp_path: Path) -> None:
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "a.png").touch()
+    (tmp_path / "link.png").symlink_to("a.png")
+    strange = [tmp_path / "loop.png", "file:///a\0b.png", tmp_path / ("x" * 300), f"file://{tmp_path}/loop.png"]
+    cases = [Case(id=f"case-{number}", scene=name, reference=name) for number, name in enumerate(strange)]
+    assert len(jobs_in_folder(cases, tmp_path, 1, 0)) == 4
+    for name in (tmp_path / "link.png", f"file://{tmp_path}/link.png"):
+        with pytest.raises(InputError, match=r"a\.png: is an input"):
+            jobs_in_folder([*cases, Case(id="a", scene=name, reference=None)], tmp_path, 1, 0)
 
 
 def test_processes_share_the_cases_and_put_their_results_together(

@@ -57,10 +57,12 @@ class ManifestSource:
         return Case(case.id, target, levels, read_reference(case.reference), case.category or "")
 
     def files(self) -> Iterator[Location]:
-        """The manifest and all pictures that it names, as far as they are on this machine."""
+        """The manifest, which is read again, and all pictures that it names, as far as they are on this machine.
+
+        Raises:
+            InputError: the manifest cannot be read any more.
+        """
         yield self.manifest
-        if local_path(self.manifest) is None:
-            return
         for number, line in manifest_lines(self.manifest):
             case = parse_case(line, self.manifest, number, check_files=False)
             for location in (case.scene, case.truth, case.mask, case.reference):

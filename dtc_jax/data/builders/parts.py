@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 import zipfile
 from collections import deque
@@ -83,7 +84,7 @@ def open_parts(folder: Path, fingerprint: str, restart: bool = False) -> bool:
     """
     mark = folder / _FINGERPRINT
     try:
-        same = json.loads(mark.read_text()) == fingerprint
+        same = json.loads(mark.read_bytes()) == fingerprint
     except (OSError, ValueError):
         same = False
     if restart or not same:
@@ -153,7 +154,13 @@ def _made(preparation: Preparation, parts: Sequence[tuple[Path, Sequence[Item]]]
 
     def submit() -> None:
         for path, cases in queue:
-            waiting.append((path, pool.submit(_make_part, preparation, path, cases)))
+            # Ctrl-C reaches every process, and is this one's to answer. Workers are started here and take over what is
+            # blocked: to ignore it only once they run would be too late, for they import for seconds.
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            try:
+                waiting.append((path, pool.submit(_make_part, preparation, path, cases)))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             return
 
     try:

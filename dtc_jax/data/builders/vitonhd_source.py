@@ -133,7 +133,7 @@ class VitonHDSource:
     def _names(self, split: str) -> list[str]:
         pairs = Path(self.root) / f"{split}_pairs.txt"
         try:
-            lines = pairs.read_text(encoding="utf-8").splitlines()
+            lines = pairs.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"VITON-HD folder: {pairs} cannot be read ({error})") from None
         persons = [line.split()[0] for line in lines if line.strip()]
