@@ -391,6 +391,8 @@ def test_ctrl_c_while_workers_start_is_one_line(tmp_path: Path) -> None:
         [sys.executable, "-m", "dtc_jax.data.build", "product_pairs", *flags],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         start_new_session=True,
+        # A shell starts what runs in its background with Ctrl-C ignored, and children take that over.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
