@@ -201,15 +201,21 @@ def missing_stages(arguments: Arguments, configs: dict[str, Path]) -> list[str]:
 def run_with_prerequisites(arguments: Arguments, configs: dict[str, Path]) -> None:
     """Train the experiment, after its prerequisites (each once, in RUN/prerequisites/NAME) if no folder was given."""
     from dtc_jax.training.checkpoints import quiet_orbax
-    from dtc_jax.training.loop import train
+    from dtc_jax.training.loop import checked_mesh, train
 
     quiet_orbax()
     config, run_dir = arguments.config, arguments.run_dir
+    stages = {}
     for name in missing_stages(arguments, configs):
         earlier = read_config(configs[name])[0]
         # Only the generated world has the labels that the VGG learns from.
         data = dataclasses.replace(earlier.data, seed=config.data.seed) if earlier.stage == "vgg" else config.data
-        train(dataclasses.replace(earlier, model=config.model, data=data), run_dir / "prerequisites" / name)
+        stages[name] = dataclasses.replace(earlier, model=config.model, data=data)
+    # What cannot work is said now, and not after the hours of an earlier stage.
+    for each in (*stages.values(), config):
+        checked_mesh(each)
+    for name, stage in stages.items():
+        train(stage, run_dir / "prerequisites" / name)
     # A run that was started from folders of one's own knows them.
     prerequisites = () if starting_folders(run_dir) else config.prerequisites
     trained = (run_dir / "prerequisites" / name / "model" for name in prerequisites)

@@ -76,6 +76,23 @@ def train(
         return _train(config, run_dir, init_from, devices)
 
 
+def checked_mesh(config: ExperimentConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh that a run trains on.
+
+    Args:
+        config: The experiment.
+        devices: Where to train; None takes all devices of all processes.
+
+    Raises:
+        ConfigError: what can be told before the data are looked at: the devices cannot be divided so, or not share the
+            batch, or the samples of the grids cannot be drawn as the configuration says.
+    """
+    mesh = make_mesh(config.training.fsdp_devices, devices, config.training.slices)
+    check_batch(config.training, mesh)
+    check_sampling(config)
+    return mesh
+
+
 def _train(
     config: ExperimentConfig, run_dir: Path, init_from: Sequence[Path], devices: Sequence[jax.Device] | None
 ) -> PyTree:
@@ -83,9 +100,7 @@ def _train(
     resumed = has_checkpoint(run_dir)
     if not init_from and (init_from := starting_folders(run_dir)):
         logger.info("starts again from %s", ", ".join(map(str, init_from)))
-    mesh = make_mesh(config.training.fsdp_devices, devices, config.training.slices)
-    check_batch(config.training, mesh)
-    check_sampling(config)
+    mesh = checked_mesh(config, devices)
     config = prepare_product(config, run_dir, init_from, devices)
     source = make_source(config, mesh, BrokenLog(run_dir))
     # Once it is known that there is something to train on.

@@ -90,6 +90,8 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
         (["test", "--run-dir", "RUN", "--model.unet.in-channels", "8"], ("unet.in_channels = 8", "must be")),
         (["test", "--run-dir", "RUN", "--training.fsdp-devices", "3"], ("training.fsdp_devices = 3", "must divide")),
         (["test", "--run-dir", "RUN", "--training.batch-size", "12"], ("training.batch_size = 12", "multiple of")),
+        # Before the stages that it needs are trained.
+        (["tiny", "--run-dir", "RUN", "--training.batch-size", "12"], ("training.batch_size = 12", "multiple of")),
         (["test", "--run-dir", "RUN", "--training.trainable", "^unte/"], ("training.trainable", "'^unte/'")),
         (["test", "--run-dir", "RUN", "--optimizer.warmup-steps", "6"], ("warmup_steps = 6", "training.steps")),
         (["test", "--run-dir", "RUN", "--cpu-devices", "0"], ("--cpu-devices", "0")),
