@@ -20,8 +20,8 @@ class UsageError(ValueError):
     """A command line that cannot be understood; the message is one line."""
 
 
-def printable(error: BaseException) -> str:
-    """An error's message in one line that a terminal shows as it is: what is not printable is escaped, as in a repr."""
+def printable(error: BaseException | str) -> str:
+    """A message, or an error's, in one line that a terminal shows as it is: the rest is escaped, as in a repr."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(error))
 
 

@@ -29,7 +29,7 @@ from dtc_jax.data.builders.source import NO_SOURCE
 from dtc_jax.data.builders.vitonhd_source import MaskChoice
 from dtc_jax.data.images import InputError
 from dtc_jax.data.locations import is_remote
-from dtc_jax.data.printing import in_line, show
+from dtc_jax.data.printing import show
 from dtc_jax.data.records import DataSet, find_data_set, import_tfds
 from dtc_jax.data.window import DEFAULT_CONTEXT
 
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:
         place = f" {error.filename}" if error.filename else ""
-        message = in_line(f"the data set cannot be written:{place} {error.strerror or error}")
+        message = printable(f"the data set cannot be written:{place} {error.strerror or error}")
         print(f"error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

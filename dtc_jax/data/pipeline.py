@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,16 +22,13 @@ from absl import flags
 from dtc_jax.config_base import ConfigError
 from dtc_jax.data.cached import AUGMENTATION, array_shapes, check_fits, stored_augmentation
 from dtc_jax.data.order import Augmentation, Order, draw_augmentation, evaluation_augmentation
-from dtc_jax.data.records import RecordError, Sample, decode, find_data_set, open_split
+from dtc_jax.data.records import RecordError, Sample, decode, fetch, find_data_set, open_split
 from dtc_jax.data.transform import extra_arrays, make_sample
 from dtc_jax.data_config import DataConfig
 from dtc_jax.model_config import ModelConfig
 
 MAX_ATTEMPTS = 64
 """Broken records in a row after which the data set itself must be unreadable."""
-
-_READ_TRIES = 3
-"""A storage that fails once must not change what the run learns."""
 
 HostBatch = dict[str, np.ndarray]
 
@@ -165,7 +161,7 @@ class RecordReader:
         return Entry({}, tuple(broken), {}, augmentation)
 
     def _read(self, number: int) -> tuple[Sample, Mapping[str, Any]]:
-        record = self._fetch(number)
+        record = fetch(self._records, number)
         sample = decode(record)
         size = self.data_set.size
         if sample.mask.shape != (size, size):
@@ -173,19 +169,6 @@ class RecordReader:
         if not sample.mask.any():
             raise RecordError(f"record {sample.id!r}: its mask is empty")
         return sample, record
-
-    def _fetch(self, number: int) -> Mapping[str, Any]:
-        for tries_left in reversed(range(_READ_TRIES)):
-            try:
-                return self._records[number]
-            except (
-                Exception
-            ) as error:  # whatever files, buckets and the records' encoding raise: the slot must be filled
-                if not tries_left:
-                    reason = " ".join(f"{type(error).__name__}: {error}".split())
-                    raise RecordError(f"record number {number}: cannot be read ({reason})") from None
-                time.sleep(0.1)
-        raise AssertionError("unreachable")
 
 
 class Places:

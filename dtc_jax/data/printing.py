@@ -8,13 +8,8 @@ from collections.abc import Iterable
 from dtc_jax.arguments import printable
 
 
-def in_line(text: str) -> str:
-    """Text that fits into a line: what is not printable (line breaks, tabs) is escaped, as in a repr."""
-    return printable(Exception(text))
-
-
 def show(lines: Iterable[str]) -> None:
     """Print lines; what is not printable in them, or not in the output's encoding, is escaped."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     for line in lines:
-        print(in_line(line).encode(encoding, "backslashreplace").decode(encoding))
+        print(printable(line).encode(encoding, "backslashreplace").decode(encoding))

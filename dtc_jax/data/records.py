@@ -20,6 +20,7 @@ import hashlib
 import io
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ FEATURES = ("id", *IMAGES, "rectangle", "box", "category")
 SPLITS = ("train", "validation", "test")
 
 JPEG_QUALITY = 95
+
+_READ_TRIES = 3
 
 _FINGERPRINTED = 64
 """Records that a fingerprint reads."""
@@ -204,6 +207,23 @@ def open_split(data_set: DataSet, split: str) -> Sequence[Mapping[str, Any]]:
     return source
 
 
+def fetch(records: Sequence[Mapping[str, Any]], number: int) -> Mapping[str, Any]:
+    """A record of `open_split`'s; a storage that fails once or twice changes nothing.
+
+    Raises:
+        RecordError: it cannot be read.
+    """
+    for tries_left in reversed(range(_READ_TRIES)):
+        try:
+            return records[number]
+        except Exception as error:  # whatever files, buckets and the records' encoding raise
+            if not tries_left:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise RecordError(f"record number {number}: cannot be read ({reason})") from None
+            time.sleep(0.1)
+    raise AssertionError("unreachable")
+
+
 def fingerprint(data_set: DataSet, split: str) -> str:
     """Which records a split holds: 12 digits of a hash of some of them, evenly spread, from the first to the last.
 
@@ -217,8 +237,8 @@ def fingerprint(data_set: DataSet, split: str) -> str:
     digest = hashlib.sha256()
     for number in np.linspace(0, count - 1, min(count, _FINGERPRINTED)).astype(int):
         try:
-            record = records[int(number)]
-        except Exception:  # a damaged record, whatever the storage raises, is no other data set
+            record = fetch(records, int(number))
+        except RecordError:  # training passes over it, too
             continue
         for field in FEATURES:
             value = record[field]

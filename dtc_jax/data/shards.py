@@ -47,6 +47,12 @@ def plan_shards(splits: Mapping[str, int], per_shard: int) -> list[Shard]:
     return shards
 
 
+def check_unfinished(target: Path) -> None:
+    """Raise a ConfigError if the data set that would be written is there."""
+    if target.exists():
+        raise ConfigError(f"data set {target}: exists already; remove it, or choose another --output")
+
+
 class ShardedWriter:
     """A data set that is being written."""
 
@@ -76,8 +82,7 @@ class ShardedWriter:
         Raises:
             ConfigError: what is there was begun with another plan, or is finished.
         """
-        if self.target.exists():
-            raise ConfigError(f"data set {self.target}: exists already; remove it, or choose another --output")
+        check_unfinished(self.target)
         path = self.folder / PLAN
         text = json.dumps(plan, indent=2, sort_keys=True) + "\n"
         if path.exists():

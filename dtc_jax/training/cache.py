@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from dtc_jax.arguments import UsageError, parse_arguments
 from dtc_jax.config import ConfigError, ExperimentConfig
+from dtc_jax.data.shards import check_unfinished
 from dtc_jax.training.broken_records import BrokenLog
 from dtc_jax.training.cached_networks import check_frozen, load_networks
 from dtc_jax.training.caching import VERSION, CachePlan, make_cache, plan_cache
@@ -97,8 +98,7 @@ def check_output(output: Path) -> None:
     """
     if (output / "dataset_info.json").exists():
         raise ConfigError(f"--output {output}: is a data set; name a folder beside it")
-    if (output / VERSION).exists():
-        raise ConfigError(f"data set {output / VERSION}: exists already; remove it, or choose another --output")
+    check_unfinished(output / VERSION)
 
 
 def run(arguments: Arguments) -> None:

@@ -207,7 +207,7 @@ def _train(
         logger.info("finished: %s", run_dir / "model")
     # The next stage reads this folder on every process.
     multihost_utils.sync_global_devices("model saved")
-    if stop.left:
+    if stop.unanswered:
         # No other stage is begun.
         raise Stopped(total, stop.signal_number)
     return final

@@ -64,7 +64,7 @@ class StopRequest:
             os.kill(os.getpid(), signal.SIGTERM)
 
     @property
-    def left(self) -> bool:
+    def unanswered(self) -> bool:
         """Whether a signal came too late for `reached`. Of several processes' the next stage's first step learns."""
         return self._requested and not self._together
 

@@ -1,15 +1,12 @@
-"""Building data sets: what becomes of pictures, what is left out, what is refused, and builds that are killed."""
+"""Building data sets: what becomes of pictures, what is left out and what is refused."""
 
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,34 +18,12 @@ from dtc_jax.data.build import main
 from dtc_jax.data.builders.manifest_source import ManifestSource
 from dtc_jax.data.builders.report import allowed_broken
 from dtc_jax.data.builders.source import Case, Item, make_sample
-from dtc_jax.data.builders.vitonhd_source import VitonHDSource
 from dtc_jax.data.hints import trim_bounds
-from dtc_jax.data.images import InputError
 from dtc_jax.data.masks import bounding_box, largest_rectangle
-from dtc_jax.data.records import Sample, decode, encode, find_data_set, open_split
+from dtc_jax.data.records import decode, encode, find_data_set
 from dtc_jax.data.references import store_reference
 from tests.data import files
-
-
-def records(folder: Path, split: str = "train") -> list[Sample]:
-    data_set = find_data_set(folder)
-    return [decode(record) for record in open_split(data_set, split)]
-
-
-def assert_same_records(one: Path, other: Path) -> None:
-    """Of two data sets; of pictures their files' bytes, before they are decoded. Shards differ between processes."""
-    splits = find_data_set(one).splits
-    assert splits == find_data_set(other).splits and len(splits) == 2
-    for split in splits:
-        for first, second in zip(*(open_split(find_data_set(folder), split) for folder in (one, other)), strict=True):
-            assert first.keys() == second.keys()
-            for name in first:
-                np.testing.assert_array_equal(first[name], second[name], err_msg=name)
-
-
-def build(kind: str, source: Path | str, output: Path, *flags: str) -> int:
-    return main([kind, "--source", str(source), "--output", str(output), "--workers", "1", "--size", "64", *flags])
-
+from tests.data.built import assert_same_records, build, records
 
 # ---------------------------------------------------------------------------------------------------------- samples
 
@@ -91,6 +66,17 @@ def test_references_are_squares_on_white_no_larger_than_scenes() -> None:
     assert (sample.reference[:, 0] == 255).all() and (sample.reference[32, 32] == (30, 60, 200)).all()
     small = make_sample(Case("a", files.photo(0), files.mask(), files.product(0), ""), 64)
     assert small.reference.shape == (40, 40, 3), "small references are not enlarged"
+
+
+def test_an_almost_white_margin_stays_white_in_the_record() -> None:
+    # Levels just above what counts as white, with noise: JPEG alone would push some of it below, and widen the crop.
+    grain = np.random.default_rng(0).choice(np.array([246, 255], np.uint8), (256, 256, 1), p=[0.3, 0.7])
+    reference = grain.repeat(3, axis=2)
+    reference[100:160, 20:236] = (40, 90, 160)
+    stored = store_reference(reference, 256)
+    read = decode(encode(make_sample(Case("a", files.photo(0), files.mask(), reference, ""), 256))).reference
+    assert trim_bounds(stored) == (100, 20, 160, 236)
+    assert np.abs(np.subtract(trim_bounds(read), (100, 20, 160, 236))).max() <= 7, "a JPEG block's width at most"
 
 
 # ---------------------------------------------------------------------------------------------------- product pairs
@@ -323,239 +309,3 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_that_looks_finished(
         find_data_set(tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.tmp"))
     assert build("product_pairs", manifest, tmp_path / "out") == 0
-
-
-# ------------------------------------------------------------------------------------------------------ cut-off builds
-
-KILLED = """
-import os, signal, sys
-from dtc_jax.data.builders.product_pairs import ProductPairs, ProductPairsConfig
-done = 0
-def progress(count, total):
-    global done
-    done += count
-    if done >= int(sys.argv[3]):
-        os.kill(os.getpid(), signal.SIGKILL)
-if __name__ == "__main__":
-    config = ProductPairsConfig(name="default", source=sys.argv[1], size=64, workers=2, progress=progress)
-    ProductPairs(data_dir=sys.argv[2], config=config).download_and_prepare()
-"""
-
-
-@pytest.mark.parametrize("after", [64, 110], ids=["while records are made", "before they are written"])
-def test_a_killed_build_looks_unfinished_and_continues(tmp_path: Path, after: int) -> None:
-    manifest = files.write_catalogue(tmp_path / "in", count=110, test=3)
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(manifest), str(tmp_path / "out"), str(after)],
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    assert process.wait(timeout=120) == -signal.SIGKILL
-    with pytest.raises(ConfigError, match="did not finish"):
-        find_data_set(tmp_path / "out")
-    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("train-00000[01].npz")}
-    assert len(parts) == 2
-    for _ in range(200):  # the workers notice, and end
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("workers outlived the process that started them")
-
-    # A part is there whole or not at all; this one is as if power had failed before its bytes were on the disk.
-    first, second = sorted(parts)
-    second.write_bytes(second.read_bytes()[:1000])
-    seen = []
-    original = ManifestSource.open
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ManifestSource, "open", lambda self, item: seen.append(item.id) or original(self, item))
-        assert build("product_pairs", manifest, tmp_path / "out") == 0
-    assert "case-0" not in seen, "what was made is not made again"
-    assert "case-40" in seen, "a damaged part is"
-    assert first.parent.name.startswith("incomplete.") and not first.parent.exists()
-    assert build("product_pairs", manifest, tmp_path / "whole") == 0
-    assert_same_records(tmp_path / "out", tmp_path / "whole")
-
-
-def test_ctrl_c_while_workers_start_is_one_line(tmp_path: Path) -> None:
-    manifest = files.write_catalogue(tmp_path / "in", count=70, test=3)
-    flags = ["--source", str(manifest), "--output", str(tmp_path / "out"), "--workers", "2", "--size", "64"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dtc_jax.data.build", "product_pairs", *flags],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        start_new_session=True,
-        # A shell starts what runs in its background with Ctrl-C ignored, and children take that over.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-
-    def is_worker(child: str) -> bool:
-        try:
-            return "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()
-        except OSError:  # it has ended
-            return False
-
-    for _ in range(1200):
-        if sum(map(is_worker, children.read_text().split())) == 2:
-            break
-        time.sleep(0.05)
-    else:
-        pytest.fail("no workers were started")
-    time.sleep(0.3)  # they have what they need from the process that started them, and import
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate(timeout=120)[1] == "interrupted; the same command continues\n"
-    assert process.returncode == 130
-
-
-def test_parts_of_other_options_are_not_continued(tmp_path: Path) -> None:
-    manifest = files.write_catalogue(tmp_path / "in", count=4, test=1)
-    last = tmp_path / "in" / "scenes" / "3.png"
-    last.unlink()
-    assert build("product_pairs", manifest, tmp_path / "out") == 2
-    assert [path.name for path in (tmp_path / "out").rglob("train*.npz")] == ["train-000000.npz"]
-    files.save(last, files.photo(3))
-    assert build("product_pairs", manifest, tmp_path / "out", "--size", "32") == 0
-    assert {sample.scene.shape for sample in records(tmp_path / "out")} == {(32, 32, 3)}
-
-
-def test_two_builds_at_once_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import fcntl
-
-    manifest = files.write_catalogue(tmp_path / "in", count=2, test=0)
-    folder = tmp_path / "out" / "product_pairs" / "default"
-    folder.mkdir(parents=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert build("product_pairs", manifest, tmp_path / "out") == 2
-    assert "another build is at work" in capsys.readouterr().err
-
-
-def test_beam_makes_the_same_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    manifest = files.write_catalogue(tmp_path / "in", count=7)
-    (tmp_path / "in" / "scenes" / "1.png").unlink()
-    flags = ("--beam", "runner=DirectRunner,direct_num_workers=1")
-    if importlib.util.find_spec("apache_beam") is None:
-        assert build("product_pairs", manifest, tmp_path / "beam", *flags) == 2
-        assert "pip install apache-beam" in capsys.readouterr().err
-        pytest.skip("Apache Beam is not installed; .ci/run installs it and runs this test")
-    for name, more in (("beam", flags), ("plain", ())):
-        assert build("product_pairs", manifest, tmp_path / name, *more) == 0
-        assert find_data_set(tmp_path / name).metadata["num_broken"] == 1
-    for split in ("train", "test"):
-        for one, other in zip(records(tmp_path / "beam", split), records(tmp_path / "plain", split), strict=True):
-            assert one.id == other.id
-            np.testing.assert_array_equal(one.scene, other.scene)
-
-
-# ---------------------------------------------------------------------------------------------------------- VITON-HD
-
-
-@pytest.mark.parametrize("alias", ["image-parse-v3", "image-parse"])
-def test_vitonhd_takes_the_garment_of_the_parse_map(tmp_path: Path, alias: str) -> None:
-    source = VitonHDSource(root=str(files.write_vitonhd(tmp_path, parse_folder=alias)))
-    items = source.items()
-    assert {split: len(cases) for split, cases in items.items()} == {"train": 3, "test": 2}
-    case = source.open(items["train"][1])
-    assert isinstance(case, Case) and case.id == "00001_00"
-    np.testing.assert_array_equal(case.mask_levels, (files.parse_map() == 5) * np.uint8(255))
-    # Paired: the person's own garment, whatever the second column says.
-    assert np.abs(case.reference.astype(int) - files.product(1)).mean() < 3
-    assert np.abs(case.scene.astype(int) - files.photo(1, 100, 60)).mean() < 3
-
-
-def test_vitonhd_pairs_may_begin_with_a_mark(tmp_path: Path) -> None:
-    files.write_vitonhd(tmp_path)
-    pairs = tmp_path / "train_pairs.txt"
-    pairs.write_bytes(b"\xef\xbb\xbf" + pairs.read_bytes())
-    assert [item.id for item in VitonHDSource(root=str(tmp_path)).items()["train"]] == [
-        "00000_00",
-        "00001_00",
-        "00002_00",
-    ]
-
-
-def test_vitonhd_to_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files.write_vitonhd(tmp_path / "in")
-    shutil.rmtree(tmp_path / "in" / "train" / "image-parse-v3")
-    shutil.rmtree(tmp_path / "in" / "test" / "image-parse-v3")
-    assert build("vitonhd", tmp_path / "in", tmp_path / "out") == 0
-    assert "non-commercial" in capsys.readouterr().out
-    data_set = find_data_set(tmp_path / "out")
-    assert "CC BY-NC" in data_set.metadata["licence"] and data_set.metadata["noface"] is None
-    assert "CC BY-NC" in (data_set.folder / "LICENSE").read_text()
-    assert data_set.splits == {"train": 3, "test": 2}
-    # The agnostic mask: a box of 48 by 42 pixels in a window of the photo's whole width.
-    sample = records(tmp_path / "out")[0]
-    y0, x0, y1, x1 = sample.box
-    assert abs((y1 - y0) / (x1 - x0) - 48 / 42) < 0.1
-
-
-def test_vitonhd_noface_in_the_metadata(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files.write_vitonhd(tmp_path / "in")
-    ids = files.parse_map()
-    ids[ids == 13] = 2
-    files.save_parse(tmp_path / "in" / "train" / "image-parse-v3" / "00001_00.png", ids)
-    assert build("vitonhd", tmp_path / "in", tmp_path / "out", "--noface", "--name", "noface") == 0
-    assert "skipped: 1 (noface: a head without a face in the parse map)" in capsys.readouterr().out
-    metadata = find_data_set(tmp_path / "out").metadata
-    assert metadata["noface"]["version"] == 1 and metadata["num_skipped"] == 1 and metadata["num_broken"] == 0
-    assert metadata["skipped"] == {"noface: a head without a face in the parse map": 1}
-
-
-def test_vitonhd_names_what_is_missing(tmp_path: Path) -> None:
-    files.write_vitonhd(tmp_path)
-    with pytest.raises(InputError, match="neither train/ nor test/"):
-        VitonHDSource(root=str(tmp_path / "train" / "image")).items()
-    shutil.rmtree(tmp_path / "train" / "image-parse-v3")
-    with pytest.raises(InputError, match=r"has no image-parse-v3/ or image-parse/$"):
-        VitonHDSource(root=str(tmp_path), noface=True).items()
-    shutil.rmtree(tmp_path / "train" / "cloth")
-    shutil.rmtree(tmp_path / "train" / "agnostic-mask")
-    with pytest.raises(InputError, match="train: has no cloth/, no image-parse-v3/, image-parse/ or agnostic-mask/"):
-        VitonHDSource(root=str(tmp_path)).items()
-    shutil.rmtree(tmp_path / "train")
-    (tmp_path / "test_pairs.txt").unlink()
-    with pytest.raises(InputError, match=r"test_pairs\.txt cannot be read"):
-        VitonHDSource(root=str(tmp_path)).items()
-
-
-def test_vitonhd_parse_maps_are_indices_of_the_photo_s_size(tmp_path: Path) -> None:
-    source = VitonHDSource(root=str(files.write_vitonhd(tmp_path)))
-    item = source.items()["train"][0]
-    path = tmp_path / "train" / "image-parse-v3" / "00000_00.png"
-    for image, message in [
-        (np.zeros((100, 60, 3), np.uint8), r"^parse map \S+: is RGB, not a palette image"),
-        (np.zeros((50, 30), np.uint8), "30x50 pixels, the photo 60x100"),
-        (np.zeros((100, 60), np.uint8), "shows no garment"),
-    ]:
-        files.save(path, image)
-        with pytest.raises(InputError, match=message):
-            source.open(item)
-    files.save_parse(path, files.parse_map())
-    files.say_huge(path)
-    with pytest.raises(InputError, match=r"parse map .*00000_00\.png: cannot be decoded \(Image size"):
-        source.open(item)
-    path.unlink()
-    with pytest.raises(InputError, match="no such file"):
-        source.open(item)
-
-
-def test_an_almost_white_margin_stays_white_in_the_record() -> None:
-    # Levels just above what counts as white, with noise: JPEG alone would push some of it below, and widen the crop.
-    grain = np.random.default_rng(0).choice(np.array([246, 255], np.uint8), (256, 256, 1), p=[0.3, 0.7])
-    reference = grain.repeat(3, axis=2)
-    reference[100:160, 20:236] = (40, 90, 160)
-    stored = store_reference(reference, 256)
-    read = decode(encode(make_sample(Case("a", files.photo(0), files.mask(), reference, ""), 256))).reference
-    assert trim_bounds(stored) == (100, 20, 160, 236)
-    assert np.abs(np.subtract(trim_bounds(read), (100, 20, 160, 236))).max() <= 7, "a JPEG block's width at most"

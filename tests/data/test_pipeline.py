@@ -19,6 +19,7 @@ import pytest
 from dtc_jax.bench.synthetic import synthetic_sample
 from dtc_jax.config import ConfigError
 from dtc_jax.data import pipeline
+from dtc_jax.data import records as record_files
 from dtc_jax.data.masks import box_mask
 from dtc_jax.data.pipeline import BatchStream, BrokenRecord, HostBatch, RecordReader, evaluation_records, stack
 from dtc_jax.data.records import encode
@@ -166,7 +167,7 @@ def test_broken_records_are_told_of(damaged: Path) -> None:
 
 def test_other_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = prepared.reader(folder)
-    monkeypatch.setattr(pipeline.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(record_files.time, "sleep", lambda seconds: None)
     good, tries = reader._records, []
 
     class Files:

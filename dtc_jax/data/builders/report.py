@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dtc_jax.arguments import printable
 from dtc_jax.data.images import InputError
-from dtc_jax.data.printing import in_line
 
 NAMED = 100
 """Broken cases whose names go into the metadata; the log has them all."""
@@ -62,7 +62,7 @@ class Report:
     def write_log(self, log: Path) -> None:
         """One line for each broken case: split, id and reason, separated by tabs. No file if there are none."""
         if self.broken:
-            lines = ("\t".join(map(in_line, case)) + "\n" for case in self.broken)
+            lines = ("\t".join(map(printable, case)) + "\n" for case in self.broken)
             log.write_text("".join(lines), encoding="utf-8")
         else:
             log.unlink(missing_ok=True)
