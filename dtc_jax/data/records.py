@@ -194,7 +194,7 @@ def open_split(data_set: DataSet, split: str) -> Sequence[Mapping[str, Any]]:
     """Random access to the records of a split, images still encoded; see `decode`. It can be pickled.
 
     Raises:
-        ConfigError: no such split.
+        ConfigError: no such split, or its files cannot be opened.
     """
     if split not in data_set.splits:
         raise ConfigError(
@@ -202,8 +202,12 @@ def open_split(data_set: DataSet, split: str) -> Sequence[Mapping[str, Any]]:
         )
     tfds = import_tfds()
     skip = tfds.decode.SkipDecoding()
-    builder = tfds.builder_from_directory(str(data_set.folder))
-    source: Sequence[Mapping[str, Any]] = builder.as_data_source(split, decoders=dict.fromkeys(IMAGES, skip))
+    try:
+        builder = tfds.builder_from_directory(str(data_set.folder))
+        source: Sequence[Mapping[str, Any]] = builder.as_data_source(split, decoders=dict.fromkeys(IMAGES, skip))
+    except Exception as error:  # whatever TFDS and the files' formats raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"data set {data_set.folder}: cannot be opened ({reason}); build it again") from None
     return source
 
 

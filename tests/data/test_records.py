@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dtc_jax.config_base import ConfigError
-from dtc_jax.data.records import RecordError, Sample, decode, encode, find_data_set
+from dtc_jax.data.records import RecordError, Sample, decode, encode, find_data_set, open_split
 
 
 def _sample(size: int = 32) -> Sample:
@@ -98,6 +98,9 @@ def test_what_is_no_data_set_is_said_in_one_line(tmp_path: Path) -> None:
     _write(tmp_path / "later" / "1.0.0", schema=99)
     with pytest.raises(ConfigError, match="schema 99"):
         find_data_set(tmp_path / "later")
+    # Here its features have no types.
+    with pytest.raises(ConfigError, match=r"a/1\.0\.0: cannot be opened \(ValueError: .*\); build it again"):
+        open_split(find_data_set(tmp_path / "two" / "a"), "train")
 
 
 def test_reading_needs_no_tensorflow() -> None:

@@ -11,7 +11,7 @@ import pytest
 from dtc_jax import presets
 from dtc_jax.config import DataConfig, ExperimentConfig
 from dtc_jax.data.builders.vitonhd_source import LICENCE
-from dtc_jax.data.records import FEATURES
+from dtc_jax.data.records import find_data_set
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.training.position import data_identity
 from dtc_jax.training.run_directory import data_notes, prepare_run_dir
@@ -22,23 +22,17 @@ from dtc_jax.weights.export_pytorch.card import licence_text
 from dtc_jax.weights.sources import Source, write_sources
 from dtc_jax.weights.tensor_source import WeightsError
 from dtc_jax.weights.training_data import TrainingData, read_training_data
+from tests.data.prepared import write
 from tests.models.trees import random_tree
 
 
-def prepared(folder: Path, name: str, **metadata: object) -> Path:
-    """What a builder says of a data set, without its records."""
-    folder.mkdir(parents=True)
-    described = {feature: {} for feature in FEATURES}
-    described["scene"] = {"image": {"shape": {"dimensions": ["32", "32", "3"]}}}
-    splits = [{"name": "train", "shardLengths": ["7"]}]
-    files = {
-        "dataset_info.json": {"name": name, "version": "1.0.0", "splits": splits},
-        "features.json": {"featuresDict": {"features": described}},
-        "metadata.json": metadata,
-    }
-    for file, content in files.items():
-        (folder / file).write_text(json.dumps(content))
-    return folder
+def data_set(folder: Path, name: str, **metadata: object) -> Path:
+    """A prepared data set of that name, with more said of it."""
+    found = find_data_set(write(folder, train=3, test=1)).folder
+    (found / "metadata.json").write_text(json.dumps(metadata))
+    info = found / "dataset_info.json"
+    info.write_text(json.dumps({**json.loads(info.read_text()), "name": name}))
+    return found
 
 
 def trained(run_dir: Path, data: DataConfig) -> Path:
@@ -56,7 +50,7 @@ def card(checkpoint: Path, target: Path) -> str:
 
 
 def test_from_the_data_set_to_the_card_and_back(tmp_path: Path) -> None:
-    folder = prepared(tmp_path / "vitonhd" / "1.0.0", "vitonhd", licence=LICENCE)
+    folder = data_set(tmp_path / "vitonhd", "vitonhd", licence=LICENCE)
     run_dir = trained(tmp_path / "run", DataConfig(kind="records", path=str(folder)))
     line = "- training data (vitonhd): [CC BY-NC 4.0](https://github.com/shadow2496/VITON-HD#license): VITON-HD is for "
     for checkpoint in (run_dir, run_dir / "model"):
@@ -68,7 +62,7 @@ def test_from_the_data_set_to_the_card_and_back(tmp_path: Path) -> None:
 
 
 def test_the_licence_is_no_part_of_the_datas_identity(tmp_path: Path) -> None:
-    folder = prepared(tmp_path / "data", "mine", licence=LICENCE)
+    folder = data_set(tmp_path / "data", "mine", licence=LICENCE)
     config = ExperimentConfig(model=presets.test(), data=DataConfig(kind="records", path=str(folder)))
     assert "licence" not in data_identity(config)
     prepare_run_dir(config, tmp_path / "run", write=True, resumed=False)
@@ -81,7 +75,7 @@ def test_the_licence_is_no_part_of_the_datas_identity(tmp_path: Path) -> None:
 def test_generated_data_and_data_of_a_team(tmp_path: Path) -> None:
     text = card(trained(tmp_path / "generated", DataConfig()), tmp_path / "first")
     assert "- training data: generated, no licence" in text
-    folder = prepared(tmp_path / "data", "shop")
+    folder = data_set(tmp_path / "data", "shop")
     text = card(trained(tmp_path / "own", DataConfig(kind="records", path=str(folder))), tmp_path / "second")
     assert "- training data (shop): a licence was not recorded" in text
 
