@@ -5,23 +5,27 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from jax.experimental import mesh_utils
 from jax.sharding import PartitionSpec
 
 from dtc_jax.config import ConfigError, TrainingConfig
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
+from dtc_jax.models.resnet import nearest_upsample
 from dtc_jax.training.command import read_config
 from dtc_jax.training.initial import initial_params
 from dtc_jax.training.optimizer import make_optimizer
 from dtc_jax.training.params import split_trainable
-from dtc_jax.training.placement import place
+from dtc_jax.training.placement import held_to_batch, place
 from dtc_jax.training.sharding import (
     batch_sharding,
     bytes_per_device,
@@ -300,6 +304,40 @@ def test_no_activation_is_gathered(fsdp: int) -> None:
     # A convolution over pictures works on a device's own two, or on one of the half that is decoded.
     sizes = {int(match[1]) for match in re.finditer(rf"f32\[(\d+),{side},{side},\d+\]\S* convolution\(", text)}
     assert sizes and max(sizes) <= 2, sizes
+
+
+class _Enlarged(nn.Module):
+    """Pictures twice as large, between two convolutions."""
+
+    upsample: Callable[[jax.Array], jax.Array]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Conv(8, (3, 3))(self.upsample(nn.Conv(8, (3, 3))(x)))
+
+
+def _broadcast_upsample(x: jax.Array) -> jax.Array:
+    """The same as `nearest_upsample`, but a reshape after which XLA does not know that the batch is split."""
+    batch, height, width, channels = x.shape
+    repeated = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+    return repeated.reshape(batch, 2 * height, 2 * width, channels)
+
+
+@pytest.mark.parametrize(
+    ("upsample", "held", "gathers"),
+    [(nearest_upsample, False, False), (_broadcast_upsample, False, True), (_broadcast_upsample, True, False)],
+)
+def test_the_batch_stays_split(upsample: Callable, held: bool, gathers: bool) -> None:
+    """Where the next kernel is split, too: by how pixels are repeated, and by holding what modules return. In a train
+    step either would do, so that each is tried without the other; the case with neither shows that it matters."""
+    mesh = make_mesh(8, jax.devices()[:8])
+    model, pictures = _Enlarged(upsample), jax.ShapeDtypeStruct((16, 4, 4, 8), np.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), pictures)
+    apply = held_to_batch(model.apply, mesh) if held else model.apply
+    split = jax.jit(apply, in_shardings=(tree_sharding(mesh, params, 64), batch_sharding(mesh)))
+    gathered = _results(split.lower(params, pictures).compile().as_text(), "all-gather")
+    assert (3, 3, 8, 8) in gathered, "no kernel is split"
+    assert any(shape[0] == 16 for shape in gathered) is gathers, gathered
 
 
 def _results(text: str, operation: str) -> list[tuple[int, ...]]:
