@@ -19,13 +19,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dtc_jax.data.builders.manifest_source import ManifestSource
-from dtc_jax.data.builders.source import Case, Item, Skipped, Source, make_sample, one_line
+from dtc_jax.data.builders.source import Case, Item, Skipped, Source, make_sample
 from dtc_jax.data.builders.vitonhd_source import VitonHDSource
 from dtc_jax.data.duplicates import Look, look_of, same_looks
 from dtc_jax.data.hints import WHITE_TOLERANCE, trim_bounds
 from dtc_jax.data.images import InputError
 from dtc_jax.data.locations import Location, is_remote
 from dtc_jax.data.masks import bounding_box
+from dtc_jax.data.printing import one_line
 from dtc_jax.data.records import DataSet, RecordError, Sample, decode, find_data_set, open_split
 
 GREY_LEVELS = (32, 223)

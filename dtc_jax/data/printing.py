@@ -8,6 +8,11 @@ from collections.abc import Iterable
 from dtc_jax.arguments import printable
 
 
+def one_line(error: Exception) -> str:
+    """An error that nobody foresaw, as a reason: its kind and its message."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def show(lines: Iterable[str]) -> None:
     """Print lines; what is not printable in them, or not in the output's encoding, is escaped."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"

@@ -35,6 +35,7 @@ from PIL import Image
 from dtc_jax.config_base import ConfigError
 from dtc_jax.data.locations import is_remote
 from dtc_jax.data.masks import Box
+from dtc_jax.data.printing import one_line
 
 SCHEMA = 1
 """Version of the layout above; written into every data set's metadata."""
@@ -206,8 +207,7 @@ def open_split(data_set: DataSet, split: str) -> Sequence[Mapping[str, Any]]:
         builder = tfds.builder_from_directory(str(data_set.folder))
         source: Sequence[Mapping[str, Any]] = builder.as_data_source(split, decoders=dict.fromkeys(IMAGES, skip))
     except Exception as error:  # whatever TFDS and the files' formats raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"data set {data_set.folder}: cannot be opened ({reason}); build it again") from None
+        raise ConfigError(f"data set {data_set.folder}: cannot be opened ({one_line(error)}); build it again") from None
     return source
 
 
@@ -222,8 +222,7 @@ def fetch(records: Sequence[Mapping[str, Any]], number: int) -> Mapping[str, Any
             return records[number]
         except Exception as error:  # whatever files, buckets and the records' encoding raise
             if not tries_left:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                raise RecordError(f"record number {number}: cannot be read ({reason})") from None
+                raise RecordError(f"record number {number}: cannot be read ({one_line(error)})") from None
             time.sleep(0.1)
     raise AssertionError("unreachable")
 
@@ -261,8 +260,9 @@ def _read(folder: Path) -> DataSet:
         metadata = json.loads(metadata_file.read_text()) if metadata_file.exists() else {}
         name, version = str(info["name"]), str(info["version"])
     except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"data set {folder}: cannot be read as prepared by this package ({reason})") from None
+        raise ConfigError(
+            f"data set {folder}: cannot be read as prepared by this package ({one_line(error)})"
+        ) from None
     if missing := sorted(set(FEATURES) - set(described)):
         raise ConfigError(f"data set {folder}: its records have no {missing[0]!r}; build it again")
     if metadata.get("schema", SCHEMA) != SCHEMA:

@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 
 from dtc_jax.data.builders.report import Broken, Report
-from dtc_jax.data.builders.source import Item, Skipped, Source, make_sample, one_line
+from dtc_jax.data.builders.source import Item, Skipped, Source, make_sample
 from dtc_jax.data.images import InputError
+from dtc_jax.data.printing import one_line
 from dtc_jax.data.records import FEATURES, SCHEMA, encode
 
 PART_SIZE = 32

@@ -68,11 +68,6 @@ class Source(Protocol):
         """What a reader of the data set should know: the source, the rules and their versions, the licence."""
 
 
-def one_line(error: Exception) -> str:
-    """An error that nobody foresaw, as the reason why a case is broken."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
 def make_sample(case: Case, size: int, context: float = DEFAULT_CONTEXT) -> Sample:
     """A case as it is trained on: a square window of the scene round its mask, at training size.
 
