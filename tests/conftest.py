@@ -14,22 +14,21 @@ ROOT = Path(__file__).resolve().parent.parent
 # Before JAX is imported. The environment may say otherwise, and processes that tests start inherit these.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # Tracing makes many objects that stay, and Python's collector looks through them again and again: a fifth of the time.
 gc.set_threshold(100_000, 50, 100)
 
 import jax
-import jaxtyping
 
-import tests.shapes  # noqa: F401 (the hook below finds it by name)
+import tests.shapes
 
 # Eight virtual devices for the tests of sharding; measured to cost the other tests nothing, because a computation
 # runs on the first device unless it is told otherwise. Processes that tests start do not inherit this.
 jax.config.update("jax_num_cpu_devices", 8)
 
 # Shapes and types of everything in the package are checked at run time: before the package is imported.
-jaxtyping.install_import_hook("dtc_jax", "tests.shapes.check_arrays")
+tests.shapes.install("dtc_jax")
 
 
 def _optional_folder(name: str, variable: str, file: str) -> Path:

@@ -61,7 +61,6 @@ class Checkpoints:
             # The policy decides what is kept; without this Orbax does not store the scores.
             best_fn=self._score if keep_best else None,
             enable_async_checkpointing=True,
-            cleanup_tmp_directories=True,
         )
         # Named here so that metadata can be read before anything is restored.
         handlers = {
@@ -72,7 +71,7 @@ class Checkpoints:
         self._keep_best, self._failed = keep_best, False
         folder = (run_dir / "checkpoints").absolute()
         if jax.process_index() == 0:
-            # Orbax would, too, but its removal fails where a thread of an earlier run in this process still writes.
+            # Orbax's own removal fails a later save where a thread of an earlier run in this process still writes.
             remove_unfinished_checkpoints(folder, attempts=20)
         self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
