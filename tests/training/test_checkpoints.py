@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import threading
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,6 +135,26 @@ def test_half_a_checkpoint_does_not_count(tmp_path: Path) -> None:
     checkpoints.save(state, CONFIG, 2)
     checkpoints.close()
     assert Checkpoints(tmp_path, keep=2).latest_step() == 2
+
+
+def test_half_a_checkpoint_that_cannot_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something still writes into it: that does not stop the saves of other steps."""
+    half = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
+    half.mkdir(parents=True)
+    rmtree = shutil.rmtree
+
+    def busy(path: Any, ignore_errors: bool = False, **options: Any) -> None:
+        if Path(path) != half:
+            rmtree(path, ignore_errors, **options)
+        elif not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", "state")
+
+    monkeypatch.setattr("shutil.rmtree", busy)
+    monkeypatch.setattr("dtc_jax.training.files.time", types.SimpleNamespace(sleep=lambda seconds: None))
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(place(make_state(), 1), CONFIG, 2)
+    checkpoints.close()
+    assert (tmp_path / "checkpoints" / "2").is_dir() and half.is_dir()
 
 
 def test_checkpoint_of_other_parameters(tmp_path: Path) -> None:
