@@ -64,12 +64,12 @@ def check_arrays(function: Any, context: Callable[[str], Any] = jaxtyping.jaxtyp
 
 
 def _evaluated(hint: Any, function: Callable[..., Any]) -> Any:
-    """What a postponed annotation says; one that names what is not there yet, or never at run time, has no array."""
+    """What a postponed annotation says; one that names what is not there at run time has no array."""
     if not isinstance(hint, str):
         return hint
     try:
         return eval(hint, function.__globals__)
-    except NameError:
+    except (NameError, AttributeError):
         return None
 
 

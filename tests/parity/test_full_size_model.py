@@ -3,8 +3,8 @@
     make test-full
 
 Files of random values in the published names and shapes take the place of Stable Diffusion 1.5, DINOv2 ViT-g/14 and
-VGG-19. Every command runs in a process of its own. 20 GiB of memory and 35 GB of disk are needed; the same tests run
-with networks of the smallest size among the fast ones.
+VGG-19. Every command runs in a process of its own. 20 GiB of memory and 35 GB of disk are needed. `-m slow -k small`
+runs the same tests with networks of the smallest size, in a minute.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from dtc_jax.weights.unet_config import to_diffusers_config
 from tests.parity.alone import sample_alone
 
 diffusers = pytest.importorskip("diffusers")
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 CONVERSION_GIB = 4.0
@@ -72,7 +74,7 @@ def small() -> Scale:
     scope="module",
     params=[
         pytest.param(small, id="small"),
-        pytest.param(full, id="full", marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
+        pytest.param(full, id="full", marks=pytest.mark.timeout(7200)),
     ],
 )
 def scale(request: pytest.FixtureRequest) -> Scale:

@@ -85,14 +85,26 @@ def test_what_a_run_leaves(uninterrupted: Path) -> None:
     assert not any("vae/" in path for path in checkpoint)
 
 
-def test_killed_twice(uninterrupted: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "killed"
-    first = start(run_dir, "--cpu-devices", "1", code=KILL_IN_SAVE)
-    _, log = first.communicate(timeout=600)
-    assert first.returncode == -signal.SIGKILL, log
+def _killed_in_the_save_of_step_4(run_dir: Path) -> None:
+    process = start(run_dir, "--cpu-devices", "1", code=KILL_IN_SAVE)
+    _, log = process.communicate(timeout=600)
+    assert process.returncode == -signal.SIGKILL, log
     found = {path.name for path in (run_dir / "checkpoints").iterdir()}
     assert "2" in found and "4" not in found and any("tmp" in name for name in found), found
 
+
+def test_killed_in_a_save(uninterrupted: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "killed"
+    _killed_in_the_save_of_step_4(run_dir)
+    (log,) = finish(start(run_dir, "--cpu-devices", "1"))
+    assert "resumed from step 2" in log
+    assert compare(run_dir, uninterrupted, 6) > 50
+
+
+@pytest.mark.slow
+def test_killed_twice(uninterrupted: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "killed"
+    _killed_in_the_save_of_step_4(run_dir)
     second = start(run_dir, "--cpu-devices", "1", code=KILL_AFTER_SAVE)
     _, log = second.communicate(timeout=600)
     assert second.returncode == -signal.SIGKILL, log
