@@ -95,30 +95,32 @@ def applied(mutant: Mutant, root: Path = ROOT) -> str:
     return text.replace(mutant.find, mutant.replace)
 
 
-def copy_tree(target: Path) -> None:
-    """Copies what the tests need; the top level's files and the folders in COPIED."""
+def copy_tree(target: Path, source: Path = ROOT) -> None:
+    """Copies what the tests need: the top level's files and the folders in COPIED.
+
+    Python's compiled files come along: they hold for a file of the same size and time, which a mutated one is not.
+    """
     target.mkdir(parents=True)
-    for entry in ROOT.iterdir():
+    for entry in source.iterdir():
         if entry.is_file():
             shutil.copy2(entry, target)
-    ignore = shutil.ignore_patterns("__pycache__")
     for name in COPIED:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, target / name, ignore=ignore)
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
 
 
 def pytest(tree: Path, options: tuple[str, ...], timeout: float) -> subprocess.CompletedProcess[str]:
     """Runs pytest in a tree."""
     # The tree's own package first: an editable installation would otherwise import the checkout's. The compile cache is
     # shared, because its keys are the compiled programs: a mutated function is another program.
-    environment = dict(os.environ, PYTHONPATH=str(tree), PYTHONDONTWRITEBYTECODE="1")
+    environment = dict(os.environ, PYTHONPATH=str(tree))
     environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", "-rf", "-m", "", *options]
     return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
-def try_mutant(mutant: Mutant, scratch: Path, number: int, timeout: float) -> Outcome:
-    """Applies one mutant to a fresh copy and runs its tests."""
+def try_mutant(mutant: Mutant, source: Path, scratch: Path, number: int, timeout: float) -> Outcome:
+    """Applies one mutant to a fresh copy of `source` and runs its tests."""
     start = time.monotonic()
     tree = scratch / f"{number:03d}"
 
@@ -130,7 +132,7 @@ def try_mutant(mutant: Mutant, scratch: Path, number: int, timeout: float) -> Ou
     except ValueError as error:
         return outcome("NOT APPLIED", str(error))
     try:
-        copy_tree(tree)
+        copy_tree(tree, source)
         (tree / mutant.file).write_text(text)
         result = pytest(tree, ("-x", *mutant.tests), timeout)
     except subprocess.TimeoutExpired:
@@ -146,9 +148,8 @@ def try_mutant(mutant: Mutant, scratch: Path, number: int, timeout: float) -> Ou
     return outcome("SURVIVED" if result.returncode == 0 else "NO TESTS", last)
 
 
-def check_sound(mutants: list[Mutant], scratch: Path, jobs: int, timeout: float) -> str | None:
+def check_sound(mutants: list[Mutant], tree: Path, jobs: int, timeout: float) -> str | None:
     """Runs all named tests on an unchanged copy; the reason if they do not pass, since red would then prove nothing."""
-    tree = scratch / "sound"
     copy_tree(tree)
     tests = sorted({test for mutant in mutants for test in mutant.tests})
     result = pytest(tree, ("-n", str(jobs), "--dist", "loadfile", *tests), timeout * 4)
@@ -174,14 +175,15 @@ def main(arguments: list[str] | None = None) -> int:
 
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         scratch = Path(folder)
+        sound = scratch / "sound"
         print(f"{len(mutants)} mutants; first the tests on the sound tree ...", flush=True)
-        unsound = check_sound(mutants, scratch, options.jobs, options.timeout)
+        unsound = check_sound(mutants, sound, options.jobs, options.timeout)
         if unsound is not None:
             print(f"{unsound}\nthe tests fail on the sound tree: no verdict on any mutant")
             return 1
         with ThreadPoolExecutor(options.jobs) as pool:
             futures = [
-                pool.submit(try_mutant, mutant, scratch, number, options.timeout)
+                pool.submit(try_mutant, mutant, sound, scratch, number, options.timeout)
                 for number, mutant in enumerate(mutants)
             ]
             outcomes = []
