@@ -13,7 +13,8 @@ def enable_compilation_cache() -> Path | None:
     """Keep compiled functions on disk, so that a command's second call starts in seconds.
 
     The folder is `JAX_COMPILATION_CACHE_DIR` if that is set, else `DTC_JAX_CACHE`, else `dtc_jax` in the user's cache
-    folder (`XDG_CACHE_HOME` or ~/.cache). An empty `DTC_JAX_CACHE` turns it off.
+    folder (`XDG_CACHE_HOME` or ~/.cache). An empty `DTC_JAX_CACHE` turns it off. What takes less than half a second to
+    compile is not kept, unless `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` says otherwise.
 
     Returns:
         The folder; None if there is none, or it cannot be made (a cache is no reason to fail).
@@ -28,7 +29,8 @@ def enable_compilation_cache() -> Path | None:
     except OSError:
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return folder
 
 

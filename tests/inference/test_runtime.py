@@ -23,9 +23,11 @@ def resident() -> int:
 
 @pytest.fixture(autouse=True)
 def _restore() -> Iterator[None]:
-    before = jax.config.jax_compilation_cache_dir
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
     yield
-    jax.config.update("jax_compilation_cache_dir", before)
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def test_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +39,17 @@ def test_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert enable_compilation_cache() == tmp_path / "ours"
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "jax"))
     assert enable_compilation_cache() == tmp_path / "jax" == Path(jax.config.jax_compilation_cache_dir)
+
+
+def test_what_is_worth_keeping_is_the_users_to_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.25")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.25)
+    enable_compilation_cache()
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.25
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    enable_compilation_cache()
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.5
 
 
 def test_off_or_impossible_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
