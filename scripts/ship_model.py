@@ -61,6 +61,8 @@ it over the mask's bounding box, which is where the model's hint has it.
 - It knows a world of flat, generated products and {size} pixels: on real photos it carries over colours and coarse
   patterns, not texture, shape in depth, or text.
 - Turns in the picture of more than about 12 degrees between reference and scene were never seen.
+- Under a box mask the outline is not given: one step paints the mean of what is possible, which is soft there and has a
+  halo (what more steps do is in docs/results.md).
 - It paints at {size} pixels; in a larger photo the painted region is enlarged and looks soft.
 """
 
