@@ -22,24 +22,26 @@ import jax
 import jaxtyping
 import numpy as np
 
+one_call = jaxtyping.jaxtyped
+"""`with one_call("context")`: within it the name of a dimension has one size. Taken before `install` replaces it."""
+
 
 def install(package: str) -> None:
     """Check what is imported of a package from now on."""
-    context = jaxtyping.jaxtyped
 
     def jaxtyped(*arguments: Any, **options: Any) -> Any:
-        return (lambda function: check_arrays(function, context)) if "typechecker" in options else context(*arguments)
+        return check_arrays if "typechecker" in options else one_call(*arguments)
 
     # The name by which the import hook decorates; the type checker that it is told to use is never called.
     jaxtyping.jaxtyped = jaxtyped  # type: ignore[assignment]
     jaxtyping.install_import_hook(package, "tests.shapes.check_arrays")
 
 
-def check_arrays(function: Any, context: Callable[[str], Any] = jaxtyping.jaxtyped) -> Any:
+def check_arrays(function: Any) -> Any:
     """Wraps a function, or a dataclass's, so that arrays which do not match their annotation raise TypeError."""
     if isinstance(function, type):
         if dataclasses.is_dataclass(function):
-            function.__init__ = check_arrays(function.__init__, context)  # type: ignore[misc]
+            function.__init__ = check_arrays(function.__init__)  # type: ignore[misc]
         return function
     signature = inspect.signature(function)
     hints = {name: _evaluated(hint, function) for name, hint in function.__annotations__.items()}
@@ -51,7 +53,7 @@ def check_arrays(function: Any, context: Callable[[str], Any] = jaxtyping.jaxtyp
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         arguments = signature.bind(*args, **kwargs).arguments
-        with context("context"):
+        with one_call("context"):
             for name, hint in hints.items():
                 if name in arguments and not _matches(arguments[name], hint):
                     raise TypeError(f"{name} is {_describe(arguments[name])}, not {hint}")
