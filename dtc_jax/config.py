@@ -131,6 +131,8 @@ class SamplingConfig:
     """How the solver's steps are spread over the T noise levels."""
     steps_offset: int = 1
     """Added to leading timesteps; SD1.5's is 1."""
+    box_outline: Literal["model", "reference"] = "model"
+    """Under a mask that is a box: the model paints all of it, or the reference's outline is stretched into it first."""
 
     def __post_init__(self) -> None:
         steps = self.num_inference_steps

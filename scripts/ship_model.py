@@ -21,6 +21,7 @@ import tyro
 from dtc_jax import evaluate
 from dtc_jax.config import ExperimentConfig
 from dtc_jax.evaluation.report import markdown_table
+from dtc_jax.inference.prepare import BoxOutline
 from dtc_jax.weights.model_folder import Params, flatten_params, save_model_folder
 from dtc_jax.weights.run_folder import load_checkpoint
 
@@ -39,7 +40,7 @@ Diffuse to Choose at {size} pixels, trained from nothing by this repository's `t
 | device | {device} |
 | software | Python {python}, jax {jax} |
 | git revision | {revision} |
-| sampling | DDIM, {steps} steps, guidance {guidance}, unconditional branch without {unconditional} |
+| sampling | DDIM, {steps} steps, guidance {guidance}, unconditional branch without {unconditional}; {outline} |
 
 {recipe}The whole configuration is in config.json; `python train.py tiny --run-dir DIR` trains such a model from nothing
 and `python train.py tiny --run-dir DIR --init-from dtc_jax/shipped/tiny` continues from it.
@@ -61,10 +62,14 @@ it over the mask's bounding box, which is where the model's hint has it.
 - It knows a world of flat, generated products and {size} pixels: on real photos it carries over colours and coarse
   patterns, not texture, shape in depth, or text.
 - Turns in the picture of more than about 12 degrees between reference and scene were never seen.
-- Under a box mask the outline is not given: one step paints the mean of what is possible, which is soft there and has a
-  halo (what more steps do is in docs/results.md).
+- Under a box mask it paints the mean of what is possible, whose outline is soft and has a halo.{box_outline}
 - It paints at {size} pixels; in a larger photo the painted region is enlarged and looks soft.
 """
+
+REFERENCE_OUTLINE = """ Its configuration
+  therefore has such a mask cut to the reference's own outline, stretched into the box (`box_outline`; on white or
+  transparent references): clean, but never turned, and the rest of the box is a smooth fill without a shadow.
+  `--box-outline model` lets it paint all of the box (more in docs/results.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +86,8 @@ class Arguments:
     """Solver steps that the folder's configuration names as default; the run's own if not given."""
     guidance_scale: float | None = None
     """Guidance scale that it names as default; the run's own if not given."""
+    box_outline: BoxOutline | None = None
+    """Who draws the outline in boxes by default; as the run's own if not given."""
     compare: dict[str, Path] = field(default_factory=dict)
     """Further checkpoints for the table, by name."""
     extra: tuple[Path, ...] = ()
@@ -107,6 +114,7 @@ def main() -> None:
         config.sampling,
         num_inference_steps=arguments.num_inference_steps or config.sampling.num_inference_steps,
         guidance_scale=arguments.guidance_scale or config.sampling.guidance_scale,
+        box_outline=arguments.box_outline or config.sampling.box_outline,
     )
     config = dataclasses.replace(config, sampling=sampling)
     scratch = SHIPPED.with_name("tiny.new")
@@ -155,6 +163,8 @@ def model_card(
         steps=config.sampling.num_inference_steps,
         guidance=config.sampling.guidance_scale,
         unconditional="tokens and hint" if config.sampling.unconditional == "both" else "tokens",
+        outline=f"in boxes the {config.sampling.box_outline}'s outline",
+        box_outline=REFERENCE_OUTLINE if config.sampling.box_outline == "reference" else "",
         count=metrics["protocol"]["num_products"],
         evaluation_seed=metrics["protocol"]["seed"],
         table=markdown_table(metrics["rows"]),

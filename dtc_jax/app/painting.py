@@ -78,7 +78,7 @@ def paint(
     scale = jnp.float32(sampling.guidance_scale)
     every = max(1, steps // PREVIEWS)
     started = clock()
-    case = pipeline.prepare_regions(scene, mask, reference)
+    case = pipeline.prepare_regions(scene, mask, reference, box_outline=sampling.box_outline)
     parts = len(case.regions)
     results: tuple[np.ndarray, ...] = ()
     yield Progress(0.0, f"image 1 of {count}")

@@ -9,22 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from dtc_jax.data.hints import make_hint
 from dtc_jax.data.window import Window
 from dtc_jax.evaluation.fidelity import GenerateFn, GenerationInputs
 from dtc_jax.inference.pipeline import Pipeline
-from dtc_jax.inference.prepare import Prepared
+from dtc_jax.inference.prepare import BoxOutline, Prepared, stitched_batch
 from dtc_jax.inference.settings import CHECKPOINTS_OWN, SamplingChoices, resolve_sampling
 
 
-def prepare_whole_scene(pipeline: Pipeline, inputs: GenerationInputs) -> Iterator[Prepared]:
+def prepare_whole_scene(
+    pipeline: Pipeline, inputs: GenerationInputs, box_outline: BoxOutline = "model"
+) -> Iterator[Prepared]:
     """The cases as the model takes them: scenes at the model's own size are neither cut nor resized."""
     hint = pipeline.config.model.hint
     size = pipeline.config.model.image_size
     for scene, mask, reference in zip(inputs.scene, inputs.mask, inputs.reference, strict=True):
-        drawn = make_hint(reference, mask[..., 0], scene, mask[..., 0], hint)
-        batch = {"scene": scene, "mask": mask, "reference": reference, "hint": drawn}
-        yield Prepared(batch, scene, mask[..., 0], Window(0, 0, size))
+        batch, outline = stitched_batch(scene, mask[..., 0], reference, hint, box_outline)
+        yield Prepared({**batch, "reference": reference}, scene, mask[..., 0], Window(0, 0, size), outline)
 
 
 def pipeline_generator(pipeline: Pipeline, choices: SamplingChoices = CHECKPOINTS_OWN) -> GenerateFn:
@@ -33,8 +33,10 @@ def pipeline_generator(pipeline: Pipeline, choices: SamplingChoices = CHECKPOINT
     Every result's noise follows from its seed alone, so that several models are compared on the same noise.
     """
 
+    box_outline = resolve_sampling(pipeline.config, choices).box_outline
+
     def generate(inputs: GenerationInputs) -> UInt8[np.ndarray, "b h w 3"]:
-        cases = list(prepare_whole_scene(pipeline, inputs))
+        cases = list(prepare_whole_scene(pipeline, inputs, box_outline))
         images = pipeline.generate(
             ((case, int(seed), 0) for case, seed in zip(cases, inputs.seed, strict=True)),
             choices,
@@ -61,5 +63,6 @@ def describe_settings(pipeline: Pipeline, choices: SamplingChoices = CHECKPOINTS
         "guidance_rescale": sampling.guidance_rescale,
         "guidance_interval": sampling.guidance_interval,
         "unconditional": sampling.unconditional,
+        "box_outline": sampling.box_outline,
         "dtype": jnp.dtype(pipeline.dtype).name,
     }

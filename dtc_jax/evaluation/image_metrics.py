@@ -103,6 +103,16 @@ METRICS = {
         None,
         ("truth", "pair", "mask"),
     ),
+    "own_colors": Metric(
+        "own colours nearest",
+        True,
+        3,
+        "share of the results whose colours in the mask (histogram of 8 x 8 x 8 cells of RGB) are nearest to their own "
+        "reference's (its product's pixels: no white margin, hole or studio backdrop) among all references of the set; "
+        "Bhattacharyya distance; chance is 1 over their number",
+        None,
+        ("mask", "reference"),
+    ),
     "changed_outside": Metric(
         "changed outside mask",
         False,

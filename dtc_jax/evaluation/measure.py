@@ -25,6 +25,7 @@ from tqdm import tqdm
 from dtc_jax.data.images import InputError, read_photo
 from dtc_jax.data.masks import bounding_box
 from dtc_jax.evaluation.batching import BatchedFunction
+from dtc_jax.evaluation.color_histograms import color_histogram, nearest_is_own, reference_histogram
 from dtc_jax.evaluation.distributions import frechet_spread, kernel_spread
 from dtc_jax.evaluation.feature_networks import FeatureNetwork, Features, cosine, inception_input, resized
 from dtc_jax.evaluation.fidelity import describe_device
@@ -156,11 +157,16 @@ def measure(
     steps: list[tuple[Callable[[str], Prepared], str]] = [(prepared, name) for name in images.names]
     if real is not None:
         steps += [(prepared_real, name) for name in real]
+    histograms: dict[tuple[str, str], np.ndarray] = {}
     bar = tqdm(_ahead(steps), total=len(steps), desc="measuring", unit="image", disable=None if progress else True)
     for parts in bar:
         for function, key, arrays in parts:
-            functions[function].add(key, *arrays)
+            if function == "colors":
+                histograms[key] = arrays[0]
+            else:
+                functions[function].add(key, *arrays)
     found: dict[str, dict[Any, Any]] = {name: function.finish() for name, function in functions.items()}
+    found["colors"] = histograms
 
     values = _values(images.names, found, wanted)
     figures: dict[str, Any] = {}
@@ -263,6 +269,10 @@ def prepare(
                 "each side"
             )
         parts.append(("lpips", (name, "result"), (result, images.truth)))
+    if "own_colors" in wanted:
+        assert images.mask is not None and images.reference is not None
+        parts.append(("colors", (name, "result"), (color_histogram(result[images.mask > 0]),)))
+        parts.append(("colors", (name, "reference"), (reference_histogram(images.reference),)))
     parts += _set_inputs(name, "result", result, wanted, networks)
     if images.truth is not None and truths_are_the_set:
         parts += _set_inputs(name, "truth", images.truth, wanted, networks)
@@ -307,6 +317,9 @@ def _values(
             }
         elif network == "lpips":
             values[metric] = {name: float(found["lpips"][name, "result"]) for name in names}
+        elif metric == "own_colors":
+            kinds = [np.stack([found["colors"][name, kind] for name in names]) for kind in ("result", "reference")]
+            values[metric] = dict(zip(names, nearest_is_own(*kinds).tolist(), strict=True))
         elif metric == "changed_outside":
             values[metric] = {name: float(found["outside"][name, "result"]) for name in names}
         else:

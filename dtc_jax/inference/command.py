@@ -131,7 +131,7 @@ def _run_one(arguments: SampleArguments) -> int:
     for output in job.outputs:
         check_output(output, [job.case.scene, job.case.mask, job.case.reference])
     config = checkpoint_config(arguments.checkpoint)
-    resolve_sampling(config, arguments.sampling)
+    sampling = resolve_sampling(config, arguments.sampling)
     # What can be wrong with the case is said before the weights are read.
     case, options = job.case, _options(arguments)
     read_case(
@@ -143,6 +143,7 @@ def _run_one(arguments: SampleArguments) -> int:
         context=options.context,
         keep_backdrop=options.keep_backdrop,
         regions=options.regions,
+        box_outline=sampling.box_outline,
     )
     enable_compilation_cache()
     errors: list[str] = []

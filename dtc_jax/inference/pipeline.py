@@ -22,7 +22,7 @@ from dtc_jax.diffusion import SolverName, TimestepSpacing
 from dtc_jax.inference.batches import choose_batch, generate_on, replicate
 from dtc_jax.inference.checks import check_count, check_feather, check_seed
 from dtc_jax.inference.generate import generate_jit, image_keys
-from dtc_jax.inference.prepare import Prepared, PreparedPhoto, read_case
+from dtc_jax.inference.prepare import BoxOutline, Prepared, PreparedPhoto, read_case
 from dtc_jax.inference.reference_tokens import Catalogue, with_tokens
 from dtc_jax.inference.runtime import release_freed_memory
 from dtc_jax.inference.settings import CHECKPOINTS_OWN, SamplingChoices, resolve_sampling, sampler_settings
@@ -141,6 +141,7 @@ class Pipeline:
         solver: SolverName | None = None,
         eta: float | None = None,
         timestep_spacing: TimestepSpacing | None = None,
+        box_outline: BoxOutline | None = None,
         context: float = DEFAULT_CONTEXT,
         keep_backdrop: bool = False,
         feather: int | None = None,
@@ -165,6 +166,8 @@ class Pipeline:
             solver: `ddim`, or `dpmsolver++`, which needs fewer steps.
             eta: noise that DDIM adds, from 0 to 1.
             timestep_spacing: how the steps are spread over the noise levels; see `sampling_timesteps`.
+            box_outline: who draws the outline in a mask that is a box: the model, or a reference on white; see
+                `dtc_jax.data.outline`.
             context: how much of the scene round the mask the model sees; see `window.crop_window`.
             keep_backdrop: leave a reference's off-white studio backdrop as it is, in place of making it white.
             feather: width in pixels of a blend along the mask's edge, inside it; None takes as many as one of the
@@ -188,11 +191,19 @@ class Pipeline:
             solver=solver,
             eta=eta,
             timestep_spacing=timestep_spacing,
+            box_outline=box_outline,
         )
         check_count("num_images", num_images)
         check_feather(feather)
         case = self.prepare_regions(
-            scene, mask, reference, box=box, context=context, keep_backdrop=keep_backdrop, regions=regions
+            scene,
+            mask,
+            reference,
+            box=box,
+            context=context,
+            keep_backdrop=keep_backdrop,
+            regions=regions,
+            box_outline=resolve_sampling(self.config, choices).box_outline,
         )
         # A region's images in a row: what they share is computed once for those of a batch.
         wanted = [(region, seed, index) for region in case.regions for index in range(num_images)]
@@ -210,10 +221,18 @@ class Pipeline:
         box: Sequence[int] | None = None,
         context: float = DEFAULT_CONTEXT,
         keep_backdrop: bool = False,
+        box_outline: BoxOutline | None = None,
     ) -> Prepared:
         """One case, read, checked and brought to the model's sizes, for `generate`; all of the mask is one region."""
         together = self.prepare_regions(
-            scene, mask, reference, box=box, context=context, keep_backdrop=keep_backdrop, regions="together"
+            scene,
+            mask,
+            reference,
+            box=box,
+            context=context,
+            keep_backdrop=keep_backdrop,
+            regions="together",
+            box_outline=box_outline,
         )
         return together.regions[0]
 
@@ -227,6 +246,7 @@ class Pipeline:
         context: float = DEFAULT_CONTEXT,
         keep_backdrop: bool = False,
         regions: Regions = "each",
+        box_outline: BoxOutline | None = None,
     ) -> PreparedPhoto:
         """As `prepare`, with every region of the mask on its own; see `read_case`."""
         return read_case(
@@ -238,6 +258,7 @@ class Pipeline:
             context=context,
             keep_backdrop=keep_backdrop,
             regions=regions,
+            box_outline=box_outline or self.config.sampling.box_outline,
         )
 
     def generate(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from dtc_jax.config import ModelConfig
-from dtc_jax.data.hints import make_hint
+from dtc_jax.config import HintConfig, ModelConfig
+from dtc_jax.data.hints import hint_box, make_hint, placement, trim_bounds
 from dtc_jax.data.images import (
     ImageLike,
     InputError,
@@ -19,6 +20,7 @@ from dtc_jax.data.images import (
     read_photo,
     read_reference,
 )
+from dtc_jax.data.outline import Outline, outline_in_box
 from dtc_jax.data.references import clean_reference, frame_reference
 from dtc_jax.data.regions import Regions, split_regions
 from dtc_jax.data.window import (
@@ -37,6 +39,9 @@ MAX_WINDOW = 16384
 
 Generated = Float[np.ndarray, "size size 3"] | UInt8[np.ndarray, "size size 3"]
 
+BoxOutline = Literal["model", "reference"]
+"""Who draws the product's outline in a mask that is a box; see `dtc_jax.data.outline`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -48,12 +53,17 @@ class Prepared:
     scene: UInt8[np.ndarray, "h w 3"]
     mask: UInt8[np.ndarray, "h w"]
     window: Window
+    outline: Outline | None = None
+    """The reference's, where it gives the outline: then `batch` has its mask, and a scene without what was in the
+    box."""
 
-    def put_back(
-        self, generated: Float[np.ndarray, "size size 3"] | UInt8[np.ndarray, "size size 3"], feather: int = 0
-    ) -> UInt8[np.ndarray, "h w 3"]:
+    def compose(self, generated: Generated) -> Generated:
+        """The window as it is put back: as generated, or the product of it before its surroundings."""
+        return generated if self.outline is None else self.outline.compose(generated)
+
+    def put_back(self, generated: Generated, feather: int = 0) -> UInt8[np.ndarray, "h w 3"]:
         """The whole photo with the generated window inside the mask; see `window.put_back`."""
-        return put_back(self.scene, generated, self.window, self.mask, feather)
+        return put_back(self.scene, self.compose(generated), self.window, self.mask, feather)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +84,7 @@ class PreparedPhoto:
         result = self.photo.pixels
         for region, image in zip(self.regions, generated, strict=True):
             width = default_feather(region.window, region.mask, image.shape[0]) if feather is None else feather
-            result = put_back(result, image, region.window, region.mask, width)
+            result = put_back(result, region.compose(image), region.window, region.mask, width)
         return result
 
 
@@ -88,6 +98,7 @@ def read_case(
     context: float = DEFAULT_CONTEXT,
     keep_backdrop: bool = False,
     regions: Regions = "each",
+    box_outline: BoxOutline = "model",
 ) -> PreparedPhoto:
     """Read and check one case and bring it to the model's sizes.
 
@@ -100,6 +111,7 @@ def read_case(
         context: see `window.crop_window`.
         keep_backdrop: see `prepare`.
         regions: what a mask of several parts means; see `split_regions`.
+        box_outline: see `prepare`.
 
     Raises:
         InputError: an input that cannot be used.
@@ -128,7 +140,11 @@ def read_case(
     if product is not None and not keep_backdrop:
         product = clean_reference(product)
     return PreparedPhoto(
-        photo, tuple(prepare(photo.pixels, mask, product, config, context, keep_backdrop=True) for mask in masks)
+        photo,
+        tuple(
+            prepare(photo.pixels, mask, product, config, context, keep_backdrop=True, box_outline=box_outline)
+            for mask in masks
+        ),
     )
 
 
@@ -139,6 +155,7 @@ def prepare(
     config: ModelConfig,
     context: float = DEFAULT_CONTEXT,
     keep_backdrop: bool = False,
+    box_outline: BoxOutline = "model",
 ) -> Prepared:
     """Cut the window, stitch the hint, frame the reference.
 
@@ -149,6 +166,7 @@ def prepare(
         config: the sizes that the model takes, and how it was taught to place the hint.
         context: see `window.crop_window`.
         keep_backdrop: leave a reference's off-white studio backdrop as it is; see `backdrop.whiten_backdrop`.
+        box_outline: `reference` cuts a mask that is a box to the reference's outline; see `outline.outline_in_box`.
 
     Raises:
         ValueError: an empty mask or a negative context.
@@ -157,10 +175,32 @@ def prepare(
     window = crop_window(mask, context)
     small_mask = extract_mask(mask, window, size)
     small_scene = extract(scene, window, size)
-    batch = {"scene": small_scene, "mask": small_mask[..., None]}
-    if reference is not None:
-        if not keep_backdrop:
-            reference = clean_reference(reference)
-        batch["reference"] = frame_reference(reference, config.reference_size, config.hint.trim)
-        batch["hint"] = make_hint(reference, small_mask, small_scene, small_mask, config.hint)
-    return Prepared(batch, scene, mask, window)
+    if reference is None:
+        return Prepared({"scene": small_scene, "mask": small_mask[..., None]}, scene, mask, window)
+    if not keep_backdrop:
+        reference = clean_reference(reference)
+    batch, outline = stitched_batch(small_scene, small_mask, reference, config.hint, box_outline)
+    batch["reference"] = frame_reference(reference, config.reference_size, config.hint.trim)
+    return Prepared(batch, scene, mask, window, outline)
+
+
+def stitched_batch(
+    scene: UInt8[np.ndarray, "size size 3"],
+    mask: UInt8[np.ndarray, "size size"],
+    reference: UInt8[np.ndarray, "rh rw c"],
+    hint: HintConfig,
+    box_outline: BoxOutline,
+) -> tuple[dict[str, np.ndarray], Outline | None]:
+    """`scene`, `mask` and `hint` of a batch at the model's size, and the outline that cuts the mask, if one does.
+
+    The hint is the same with and without an outline.
+    """
+    place = hint_box(mask, hint.region)
+    outline = None
+    if box_outline == "reference":
+        crop = trim_bounds(reference) if hint.trim else (0, 0, *reference.shape[:2])
+        outline = outline_in_box(reference, crop, placement(crop, place, hint.fit), scene, mask)
+    if outline is not None:
+        scene, mask = outline.surroundings, outline.mask
+    drawn = make_hint(reference, place, scene, mask, hint)
+    return {"scene": scene, "mask": mask[..., None], "hint": drawn}, outline

@@ -178,6 +178,7 @@ class _Reader:
         self, pipeline: Pipeline, options: RunOptions, log: ResultsLog | None, settings: dict[str, Any]
     ) -> None:
         self._model, self._options, self._log = pipeline.config.model, options, log
+        self._box_outline = resolve_sampling(pipeline.config, options.choices).box_outline
         # One scene with many products, or a few scenes in turn.
         self._photo = functools.lru_cache(maxsize=4)(read_photo)
         self._digest = functools.lru_cache(maxsize=None)(_digest)
@@ -211,6 +212,7 @@ class _Reader:
             context=options.context,
             keep_backdrop=options.keep_backdrop,
             regions=options.regions,
+            box_outline=self._box_outline,
         )
 
     def _fingerprints(self, job: Job) -> tuple[str, ...]:

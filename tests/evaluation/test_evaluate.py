@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dtc_jax import evaluate
+from dtc_jax.data.outline import is_box
 from dtc_jax.evaluation.cases import evaluation_batch
 from dtc_jax.evaluation.fidelity import GenerationInputs, hide_truth
 from dtc_jax.evaluation.generators import pipeline_generator, prepare_whole_scene
 from dtc_jax.inference.pipeline import Pipeline
+from dtc_jax.inference.prepare import BoxOutline
+from dtc_jax.inference.settings import SamplingChoices
 from tests.evaluation.models import save_test_model
 
 
@@ -48,6 +51,25 @@ def test_whole_scenes_are_neither_cut_nor_resized(folder: Path, inputs: Generati
     np.testing.assert_array_equal(case.batch["mask"], inputs.mask[0])
     np.testing.assert_array_equal(case.put_back(inputs.scene[0] // 2)[10, 10], inputs.scene[0][10, 10])
     assert (case.batch["hint"][inputs.mask[0, ..., 0] == 0] == 0).all()
+
+
+def test_the_generator_draws_outlines_as_it_is_told(folder: Path, inputs: GenerationInputs) -> None:
+    """In boxes alone; what is outside the product there is no network's."""
+    pipeline = Pipeline.load(folder)
+    outlined = list(prepare_whole_scene(pipeline, inputs, "reference"))
+    boxes = [is_box(mask[..., 0]) for mask in inputs.mask]
+    given = [case.outline is not None for case in outlined]
+    assert any(given) and not any(has and not box for has, box in zip(given, boxes, strict=True))
+    plain, cut = (
+        pipeline_generator(pipeline, SamplingChoices(box_outline=kind))(inputs) for kind in get_args(BoxOutline)
+    )
+    for case, mask, one, other in zip(outlined, inputs.mask, plain, cut, strict=True):
+        if case.outline is None:
+            assert np.abs(one.astype(int) - other).max() <= 1
+        else:
+            rest = (mask[..., 0] > 0) & (case.outline.coverage == 0)
+            np.testing.assert_array_equal(other[rest], case.outline.surroundings[rest])
+            assert (one[rest] != other[rest]).any()
 
 
 @pytest.mark.parametrize("kind", ["canny", "latent"])

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dtc_jax import evaluate
 from dtc_jax.data.records import decode, find_data_set, open_split
+from dtc_jax.evaluation.color_histograms import color_histogram, nearest_is_own
 from dtc_jax.evaluation.distributions import frechet_distance, kernel_distance
 from dtc_jax.evaluation.feature_networks import (
     FeatureNetwork,
@@ -114,6 +115,14 @@ def test_figures_are_what_they_say_on_any_number_of_devices(files: Path, network
         shown, own = (read(files / part / f"{name}.png") for part in ("results", "truth"))
         error = np.mean(((shown.astype(float) - own)[y0:y1, x0:x1] / 255) ** 2)
         assert values["psnr_in_mask"][name] == pytest.approx(-10 * np.log10(error), rel=1e-4)
+
+    colors = []
+    for part in ("results", "references"):
+        shown = [read(files / part / f"case{number}.png") for number in range(COUNT)]
+        pixels = [image[y0:y1, x0:x1] if part == "results" else image for image in shown]
+        colors.append(np.stack([color_histogram(image.reshape(-1, 3)) for image in pixels]))
+    assert list(values["own_colors"].values()) == nearest_is_own(*colors).tolist()
+    assert 0 < figures["own_colors"]["mean"] < 1, "both kinds"
 
     # Features by the plain modules; those of CLIP and LPIPS are compared with PyTorch's in tests/parity.
     dinov2 = networks["dinov2"]

@@ -14,14 +14,19 @@ import pytest
 
 import dtc_jax
 from dtc_jax.config import SamplingConfig
-from dtc_jax.data.images import InputError
+from dtc_jax.data.images import InputError, read_scene, write_image
+from dtc_jax.data.manifest import Case
 from dtc_jax.diffusion import DDIM, DPMSolverMultistep, scaled_linear_schedule
 from dtc_jax.inference.generate import generate, generate_jit, generate_with_previews, image_keys
+from dtc_jax.inference.jobs import Job
 from dtc_jax.inference.pipeline import Pipeline
+from dtc_jax.inference.run_jobs import RunOptions, run_jobs
 from dtc_jax.inference.settings import SamplingChoices, resolve_sampling, sampler_settings
 from dtc_jax.inference.stages import advance, encode_reference, steps_of
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights import ModelFolderError, load_model_folder, save_model_folder
+
+ONE: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 2.0}
 
 
 def _case(seed: int = 0, height: int = 37, width: int = 51) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -130,6 +135,29 @@ def test_feather_of_the_pipeline(pipeline: Pipeline) -> None:
     np.testing.assert_array_equal(soft, pipeline(scene, mask, reference, feather=2)[0])
     np.testing.assert_array_equal(soft[mask == 0], scene[mask == 0])
     assert (hard[mask == 1] != soft[mask == 1]).any()
+
+
+def test_who_draws_the_outline_in_a_box(pipeline: Pipeline, tmp_path: Path) -> None:
+    """By keyword, by the checkpoint's configuration, in many cases: the same image."""
+    scene = np.full((40, 40, 3), (60, 90, 200), np.uint8)
+    y, x = np.mgrid[:40, :40] + 0.5
+    reference = np.where(np.hypot(y - 20, x - 20)[..., None] < 19, (200, 30, 60), (255, 255, 255)).astype(np.uint8)
+    box = (10, 8, 34, 32)
+    model = pipeline(scene, None, reference, box=box, feather=0)[0]
+    outlined = pipeline(scene, None, reference, box=box, feather=0, box_outline="reference")[0]
+    corner = outlined[8:10, 10:12].astype(int)
+    assert np.abs(corner - (60, 90, 200)).max() <= 8 < np.abs(model[8:10, 10:12].astype(int) - (60, 90, 200)).max()
+    assert (outlined[20, 22] != scene[20, 22]).any()
+    own = replace(pipeline, config=replace(pipeline.config, sampling=SamplingConfig(**ONE, box_outline="reference")))
+    np.testing.assert_array_equal(own(scene, None, reference, box=box, feather=0)[0], outlined)
+    np.testing.assert_array_equal(own(scene, None, reference, box=box, feather=0, box_outline="model")[0], model)
+    assert own.prepare(scene, None, reference, box=box).outline is not None
+    files = [tmp_path / f"{name}.png" for name in ("scene", "reference", "result")]
+    for path, image in zip(files, (scene, reference), strict=False):
+        write_image(path, image)
+    job = Job(Case(id="one", scene=files[0], box=box, reference=files[1]), (files[2],), 0)
+    assert run_jobs(own, [job], RunOptions(feather=0)) == 0
+    np.testing.assert_array_equal(read_scene(files[2]), outlined)
 
 
 def test_reference_hint_and_guidance_count(pipeline: Pipeline) -> None:

@@ -7,9 +7,9 @@ import pytest
 
 from dtc_jax import presets
 from dtc_jax.data.hints import stitch
-from dtc_jax.data.images import InputError
+from dtc_jax.data.images import InputError, read_photo
 from dtc_jax.data.references import frame_reference
-from dtc_jax.inference.prepare import prepare, read_case
+from dtc_jax.inference.prepare import PreparedPhoto, prepare, read_case
 
 MODEL = presets.test()
 
@@ -36,6 +36,49 @@ def test_batch_is_what_normalize_batch_takes() -> None:
     assert not case.batch["hint"][case.batch["mask"][..., 0] == 0].any(), "the hint lies in the mask"
     np.testing.assert_array_equal(case.batch["hint"], stitch(reference, case.batch["mask"][..., 0], (16, 16)))
     assert case.batch["hint"].any()
+
+
+def _oval_in_a_box() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A blue scene, a box in it, where something black is, and a red oval on white."""
+    scene = np.full((48, 64, 3), (60, 90, 200), np.uint8)
+    mask = np.zeros((48, 64), np.uint8)
+    mask[8:40, 20:44] = 1
+    scene[mask == 1] = 0
+    y, x = np.mgrid[:60, :40] + 0.5
+    reference = np.full((60, 40, 3), 255, np.uint8)
+    reference[((y - 30) / 28) ** 2 + ((x - 20) / 18) ** 2 < 1] = (200, 30, 60)
+    return scene, mask, reference
+
+
+def test_the_reference_may_give_the_outline_in_a_box() -> None:
+    scene, mask, reference = _oval_in_a_box()
+    plain = prepare(scene, mask, reference, MODEL)
+    case = prepare(scene, mask, reference, MODEL, box_outline="reference")
+    assert plain.outline is None and case.outline is not None
+    for name in ("hint", "reference"):
+        np.testing.assert_array_equal(case.batch[name], plain.batch[name], err_msg=name)
+    inside = plain.batch["mask"] > 0
+    share = case.batch["mask"][inside].mean()
+    assert 0.6 < share < 0.9 and not case.batch["mask"][~inside].any(), "an oval in its box"
+    middle = tuple(int(place.mean()) for place in np.nonzero(inside[..., 0]))
+    assert case.batch["mask"][middle] == 1
+    assert (case.batch["scene"] == (60, 90, 200)).all(), "what was in the box is not shown"
+    result = case.put_back(np.zeros((16, 16, 3), np.float32))
+    np.testing.assert_array_equal(result[mask == 0], scene[mask == 0])
+    assert (result[24, 32] == 0).all() and (np.abs(result[8, 20].astype(int) - (60, 90, 200)) <= 8).all()
+    whole = PreparedPhoto(read_photo(scene), (case,)).put_back([np.zeros((16, 16, 3), np.float32)], feather=0)
+    np.testing.assert_array_equal(whole, result)
+
+
+def test_drawn_masks_and_prompts_have_their_own_outline() -> None:
+    scene, mask, reference = _oval_in_a_box()
+    mask[8:20, 20:30] = 0
+    case = prepare(scene, mask, reference, MODEL, box_outline="reference")
+    plain = prepare(scene, mask, reference, MODEL)
+    assert case.outline is None
+    for name, array in plain.batch.items():
+        np.testing.assert_array_equal(case.batch[name], array, err_msg=name)
+    assert prepare(scene, mask, None, MODEL, box_outline="reference").outline is None
 
 
 def test_a_reference_that_fits_is_only_padded() -> None:

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from dtc_jax.data.images import on_white, read_mask, read_reference, read_scene
 from dtc_jax.data.regions import split_regions
+from dtc_jax.evaluation.color_histograms import color_histogram, nearest_is_own, reference_histogram
 from dtc_jax.inference.command import main
 from dtc_jax.inference.pipeline import Pipeline
 
@@ -60,6 +61,29 @@ def test_everything_through_one_run_of_the_command(real_inputs: Path, model_fold
         np.testing.assert_array_equal(result[~mask], shown[~mask], err_msg=line["id"])
         changed = (result[mask] != shown[mask]).any(axis=-1).mean()
         assert changed > 0.5, f"{line['id']}: only {changed:.0%} of the mask was painted"
+
+
+def test_the_shipped_model_paints_the_product_that_it_is_given(real_inputs: Path) -> None:
+    """The scene's size, nothing outside the mask; inside, another picture than the scene's and than another product's,
+    and in most cases the colours of its own product, of all 16."""
+    shipped = Pipeline.load()
+    cases = json.loads((real_inputs / "cases.json").read_text())["cases"]
+    files = [[real_inputs / case[field] for field in ("scene", "mask", "reference")] for case in cases]
+    painted, products = [], []
+    for number, (scene_file, mask_file, reference) in enumerate(files):
+        scene, mask = _shown(scene_file), read_mask(mask_file) > 0
+        other_reference = files[(number + 5) % len(files)][2]
+        own, other = (shipped(scene_file, mask_file, product)[0] for product in (reference, other_reference))
+        for result in (own, other):
+            np.testing.assert_array_equal(result[~mask], scene[~mask], err_msg=cases[number]["name"])
+        change, difference = (np.abs(own[mask].astype(int) - image[mask]).mean() for image in (scene, other))
+        print(f"{cases[number]['name']}: {change:.1f} levels from the scene, {difference:.1f} from another product")
+        assert change >= 10 and difference >= 5, cases[number]["name"]
+        painted.append(color_histogram(own[mask]))
+        products.append(reference_histogram(read_reference(reference)))
+    nearest = nearest_is_own(np.stack(painted), np.stack(products))
+    print(f"own colours nearest: {nearest.sum():.0f} of {len(nearest)}")
+    assert nearest.sum() >= 10
 
 
 def test_each_of_two_people_is_a_place(real_inputs: Path) -> None:

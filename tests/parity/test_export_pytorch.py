@@ -155,7 +155,11 @@ VARIANTS = {
         {
             "diffusion": DiffusionConfig(prediction_type="v_prediction", beta_schedule="cosine"),
             "sampling": SamplingConfig(
-                unconditional="both", timestep_spacing="trailing", guidance_interval=(0.5, 5.0), guidance_rescale=0.7
+                unconditional="both",
+                timestep_spacing="trailing",
+                guidance_interval=(0.5, 5.0),
+                guidance_rescale=0.7,
+                box_outline="reference",
             ),
         },
     ),
@@ -181,7 +185,10 @@ VARIANTS = {
 def test_variants(name: str, tmp_path: Path) -> None:
     model, settings = VARIANTS[name]
     folder = write_model(tmp_path / "model", model, **settings)
-    assert_all_pass(folder, export_pipeline(open_checkpoint(folder), tmp_path / "exported"))
+    exported = export_pipeline(open_checkpoint(folder), tmp_path / "exported")
+    assert_all_pass(folder, exported)
+    own = settings.get("sampling", SamplingConfig()).box_outline
+    assert json.loads((exported / "model_index.json").read_text())["box_outline"] == own
 
 
 def test_parts_load_by_themselves(exported: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 
 from dtc_jax import presets
 from dtc_jax.config import DiffusionConfig, HintConfig, ModelConfig, SamplingConfig
+from dtc_jax.data.hints import Fit
 from dtc_jax.data.images import read_mask, read_reference, read_scene
 from dtc_jax.diffusion import (
     DDIM,
@@ -28,7 +30,7 @@ from dtc_jax.diffusion import (
     rescale_guidance,
     sample,
 )
-from dtc_jax.inference.prepare import prepare
+from dtc_jax.inference.prepare import BoxOutline, prepare
 from dtc_jax.weights.export_pytorch.code_files import PIPELINE_FILES
 from dtc_jax.weights.export_pytorch.networks import scheduler_config
 
@@ -48,9 +50,16 @@ def assert_almost_equal_pixels(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 def assert_equal_case(
-    template: ModuleType, photo: np.ndarray, mask: np.ndarray, reference: np.ndarray, model: ModelConfig, feather: int
+    template: ModuleType,
+    photo: np.ndarray,
+    mask: np.ndarray,
+    reference: np.ndarray,
+    model: ModelConfig,
+    feather: int,
+    box_outline: BoxOutline = "model",
 ) -> None:
-    ours = prepare(photo, mask, reference, model, 0.65)
+    ours = prepare(photo, mask, reference, model, 0.65, box_outline=box_outline)
+    assert (ours.outline is not None) == (box_outline == "reference")
     hint = model.hint
     theirs = template.dtc_preprocessing.prepare(
         photo,
@@ -62,6 +71,7 @@ def assert_equal_case(
         region=hint.region,
         trim=hint.trim,
         context=0.65,
+        box_outline=box_outline,
     )
     np.testing.assert_array_equal(theirs.mask, ours.batch["mask"][..., 0])
     for name in ("reference", "hint"):
@@ -97,6 +107,35 @@ def test_preprocessing_is_ours(seed: int, template: ModuleType) -> None:
         image_size=64, unet=base.unet, vae=base.vae, reference_encoder=base.reference_encoder, vgg=base.vgg, hint=hint
     )
     assert_equal_case(template, photo, mask, reference, model, feather=3 * (seed % 3))
+
+
+@pytest.mark.parametrize("fit", ["contain", "stretch"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_outlines_in_boxes_are_ours(fit: Fit, channels: int, template: ModuleType) -> None:
+    random = np.random.default_rng(channels)
+    photo = np.asarray(Image.fromarray(random.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize((210, 160)))
+    mask = np.zeros((160, 210), np.uint8)
+    mask[30:130, 50:140] = 1
+    y, x = np.mgrid[:90, :70]
+    product = ((y - 40) / 30) ** 2 + ((x - 30) / 25) ** 2 < 1
+    reference = np.where(product[..., None], random.integers(0, 200, (90, 70, 4)), 255).astype(np.uint8)
+    reference[..., 3] = product * np.uint8(255)
+    base = presets.test()
+    model = replace(base, image_size=64, hint=replace(base.hint, fit=fit, region="bounding_box"))
+    assert_equal_case(template, photo, mask, reference[..., :channels], model, feather=2, box_outline="reference")
+    with pytest.raises(ValueError, match="box_outline must be model or reference, not 'both'"):
+        template.dtc_preprocessing.prepare(
+            photo,
+            mask,
+            reference,
+            size=64,
+            reference_size=16,
+            fit=fit,
+            region="bounding_box",
+            trim=True,
+            context=0.65,
+            box_outline="both",
+        )
 
 
 def test_real_files_are_read_as_ours(template: ModuleType, real_inputs: Path) -> None:

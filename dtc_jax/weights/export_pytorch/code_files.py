@@ -6,7 +6,7 @@ import importlib.resources
 import shutil
 from pathlib import Path
 
-SHARED = {"dtc_metadata.py": "metadata.py", "dtc_modes.py": "modes.py"}
+SHARED = {"dtc_metadata.py": "metadata.py", "dtc_modes.py": "modes.py", "dtc_outline.py": "outline.py"}
 """Modules of `dtc_jax.data` that need Pillow and numpy alone: the folder gets them as they are, under other names."""
 
 PIPELINE_FILES = (
@@ -15,6 +15,7 @@ PIPELINE_FILES = (
     "dtc_images.py",
     "dtc_metadata.py",
     "dtc_modes.py",
+    "dtc_outline.py",
     "dtc_preprocessing.py",
     "dtc_resize.py",
     "dtc_sampler.py",

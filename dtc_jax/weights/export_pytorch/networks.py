@@ -260,4 +260,5 @@ def model_index(config: ExperimentConfig, networks: Sequence[ExportedNetwork]) -
         "eta": sampling.eta,
         "guidance_rescale": sampling.guidance_rescale,
         "guidance_interval": None if sampling.guidance_interval is None else list(sampling.guidance_interval),
+        "box_outline": sampling.box_outline,
     }

@@ -17,7 +17,10 @@ from PIL import Image
 from .dtc_backdrop import whiten_backdrop
 from .dtc_images import on_white
 from .dtc_metadata import NO_METADATA, Metadata
+from .dtc_outline import Outline, outline_in_box
 from .dtc_resize import edge_distance, resize_area, resize_cubic, resize_nearest
+
+Box = tuple[int, int, int, int]
 
 DEFAULT_CONTEXT = 0.65
 """The window's side over the mask's, less one."""
@@ -60,10 +63,13 @@ class Prepared:
     photo: np.ndarray
     photo_mask: np.ndarray
     window: Window
+    outline: Outline | None = None
     metadata: Metadata = NO_METADATA
 
 
-def prepare(photo, mask, reference, *, size, reference_size, fit, region, trim, context) -> Prepared:
+def prepare(
+    photo, mask, reference, *, size, reference_size, fit, region, trim, context, box_outline="model"
+) -> Prepared:
     """Cut the window, stitch the hint, frame the reference.
 
     Args:
@@ -71,20 +77,26 @@ def prepare(photo, mask, reference, *, size, reference_size, fit, region, trim, 
         size, reference_size: Sides of the model's and of the image encoder's images.
         fit, region, trim: How the model was taught to place the hint; see `stitch`.
         context: See `crop_window`.
+        box_outline: "reference" cuts a mask that is a box to the reference's outline; see `outline_in_box`.
     """
+    if box_outline not in ("model", "reference"):
+        raise ValueError(f"box_outline must be model or reference, not {box_outline!r}")
     cut_out = reference.shape[-1] == 4 and (reference[..., 3] < OPAQUE_TOLERANCE).any()
     if not cut_out:
         reference = whiten_backdrop(on_white(reference))
     window = crop_window(mask, context)
-    small_mask = extract_mask(mask, window, size)
+    scene, small_mask = extract(photo, window, size), extract_mask(mask, window, size)
+    crop, place = hint_place(reference, small_mask, fit, region, trim)
+    outline = outline_in_box(reference, crop, place, scene, small_mask) if box_outline == "reference" else None
     return Prepared(
-        scene=extract(photo, window, size),
-        mask=small_mask,
+        scene=scene if outline is None else outline.surroundings,
+        mask=small_mask if outline is None else outline.mask,
         reference=frame_reference(reference, reference_size, trim),
-        hint=stitch(reference, small_mask, fit, region, trim),
+        hint=stitch(reference, crop, place, size),
         photo=photo,
         photo_mask=mask,
         window=window,
+        outline=outline,
     )
 
 
@@ -124,6 +136,8 @@ def extract_mask(mask: np.ndarray, window: Window, size: int) -> np.ndarray:
 def put_back(prepared: Prepared, generated: np.ndarray, feather: int = 0) -> np.ndarray:
     """The photo with the generated window (float in [0, 1]) inside the mask; `feather` pixels inside it are blended."""
     photo, mask, window = prepared.photo, prepared.photo_mask, prepared.window
+    if prepared.outline is not None:
+        generated = prepared.outline.compose(generated)
     generated = np.rint(np.clip(generated, 0, 1) * 255).astype(np.uint8)
     rows, columns = window.overlap(*mask.shape)
     patch = _resize(generated, window.side)[
@@ -189,8 +203,8 @@ def trim_bounds(reference: np.ndarray) -> tuple[int, int, int, int]:
 # --------------------------------------------------------------------------------------------------------- the hint
 
 
-def stitch(reference: np.ndarray, mask: np.ndarray, fit: str, region: str, trim: bool) -> np.ndarray:
-    """The hint: a canvas of zeros with the reference in the mask's box.
+def hint_place(reference: np.ndarray, mask: np.ndarray, fit: str, region: str, trim: bool) -> tuple[Box, Box]:
+    """What of the reference the hint shows, and where in the mask.
 
     Args:
         reference: uint8 RGB or RGBA; mask: {0, 1} at the model's size.
@@ -208,9 +222,15 @@ def stitch(reference: np.ndarray, mask: np.ndarray, fit: str, region: str, trim:
         else:
             height = max(1, (2 * crop_height * width + crop_width) // (2 * crop_width))
     top, left = y0 + (y1 - y0 - height) // 2, x0 + (x1 - x0 - width) // 2
-    piece = Image.fromarray(np.ascontiguousarray(on_white(reference)[crop[0] : crop[2], crop[1] : crop[3]]))
-    canvas = np.zeros((*mask.shape, 3), np.uint8)
-    canvas[top : top + height, left : left + width] = piece.resize((width, height), Image.Resampling.BILINEAR)
+    return crop, (top, left, top + height, left + width)
+
+
+def stitch(reference: np.ndarray, crop: Box, place: Box, size: int) -> np.ndarray:
+    """The hint: a canvas of zeros [size, size, 3] with that part of the reference (uint8 RGB or RGBA) in its place."""
+    (y0, x0, y1, x1), (top, left, bottom, right) = crop, place
+    piece = Image.fromarray(np.ascontiguousarray(on_white(reference)[y0:y1, x0:x1]))
+    canvas = np.zeros((size, size, 3), np.uint8)
+    canvas[top:bottom, left:right] = piece.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
     return canvas
 
 

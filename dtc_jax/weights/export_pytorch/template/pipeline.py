@@ -19,6 +19,7 @@ from .dtc_backdrop import whiten_backdrop  # noqa: F401
 from .dtc_images import read_box, read_mask, read_photo, read_reference
 from .dtc_metadata import Metadata
 from .dtc_modes import to_srgb  # noqa: F401
+from .dtc_outline import outline_in_box  # noqa: F401
 from .dtc_preprocessing import DEFAULT_CONTEXT, Prepared, prepare, put_back
 from .dtc_resize import resize_area  # noqa: F401
 from .dtc_sampler import DDIMSteps, guide, is_guided, modulated
@@ -60,6 +61,7 @@ class DTCPipeline(DiffusionPipeline):
         eta: float = 0.0,
         guidance_rescale: float = 0.0,
         guidance_interval: list[float] | None = None,
+        box_outline: str = "model",
     ):
         """The numbers are what the model was trained for, and the defaults of `__call__`."""
         super().__init__()
@@ -86,6 +88,7 @@ class DTCPipeline(DiffusionPipeline):
             eta=eta,
             guidance_rescale=guidance_rescale,
             guidance_interval=guidance_interval,
+            box_outline=box_outline,
         )
 
     @torch.no_grad()
@@ -102,6 +105,7 @@ class DTCPipeline(DiffusionPipeline):
         unconditional: str | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
+        box_outline: str | None = None,
         context: float = DEFAULT_CONTEXT,
         feather: int = 0,
         output_type: str = "pil",
@@ -120,6 +124,8 @@ class DTCPipeline(DiffusionPipeline):
                 hint.
             generator: Of the noise; one, or one per image.
             latents: The noise itself [num_images, c, h, w], in place of `generator`.
+            box_outline: Who draws the product's outline in a mask that is a box: the "model", which paints all of the
+                box, or a "reference" on white, whose own is stretched into the box.
             context: How much of the scene round the mask the model sees.
             feather: Width in pixels of a blend along the mask's edge, inside it.
             output_type: "pil"; "np": uint8 arrays of the scene's size; "window": the model's own square, float32 in
@@ -130,7 +136,7 @@ class DTCPipeline(DiffusionPipeline):
             profile (if it is one of RGB values) and its EXIF, turned upright, in `info`. Pillow writes EXIF when it is
             told to: `image.save("result.png", exif=image.info.get("exif"))`.
         """
-        prepared = self.prepare(scene, mask, reference, box=box, context=context)
+        prepared = self.prepare(scene, mask, reference, box=box, context=context, box_outline=box_outline)
         windows = self.generate(
             prepared,
             num_images=num_images,
@@ -148,7 +154,9 @@ class DTCPipeline(DiffusionPipeline):
             results = [to_pil(result, prepared.metadata) for result in results]
         return ImagePipelineOutput(images=results)
 
-    def prepare(self, scene, mask, reference, *, box=None, context: float = DEFAULT_CONTEXT) -> Prepared:
+    def prepare(
+        self, scene, mask, reference, *, box=None, context: float = DEFAULT_CONTEXT, box_outline: str | None = None
+    ) -> Prepared:
         """Read the images, cut the window, stitch the hint, frame the reference."""
         photo, metadata = read_photo(scene)
         if (mask is None) == (box is None):
@@ -164,6 +172,7 @@ class DTCPipeline(DiffusionPipeline):
             region=self.config.hint_region,
             trim=self.config.hint_trim,
             context=context,
+            box_outline=box_outline or self.config.box_outline,
         )
         return replace(prepared, metadata=metadata)
 
