@@ -21,7 +21,7 @@ WHITE = 245
 """A pixel may be background if all its channels are at least this (of 255), as for the hint's margin."""
 
 PURE_WHITE, LEAST_HOLE = 254, 0.002
-"""White that the product encloses is a hole (under a handle) if its median is at least the first, and its share of the
+"""White that the product encloses is a hole (under a handle) if half of it is at least the first, and its share of the
 picture at least the second; else it is the product's own white."""
 
 OPAQUE = 10
@@ -120,16 +120,13 @@ def product_pixels(reference: np.ndarray, crop: Box) -> np.ndarray:
 
 def _background(lightness: np.ndarray) -> np.ndarray:
     white = lightness >= WHITE
-    background = _reached(white)
-    enclosed = white & ~background
-    while enclosed.any():
-        start = np.zeros_like(enclosed)
-        start.flat[np.argmax(enclosed)] = True
-        part = _reached(enclosed, start)
-        if part.mean() >= LEAST_HOLE and np.median(lightness[part]) >= PURE_WHITE:
-            background |= part
-        enclosed &= ~part
-    return background
+    part = _parts(white)
+    size = np.bincount(part.reshape(-1))
+    pure = np.bincount(part.reshape(-1), weights=(lightness >= PURE_WHITE).reshape(-1))
+    is_background = (size >= LEAST_HOLE * white.size) & (pure >= size / 2)
+    for border in (part[0], part[-1], part[:, 0], part[:, -1]):
+        is_background[border] = True
+    return is_background[part] & white
 
 
 def fill_hole(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
@@ -168,28 +165,20 @@ def _blocks(values: np.ndarray) -> np.ndarray:
     return values[::2, ::2] + values[1::2, ::2] + values[::2, 1::2] + values[1::2, 1::2]
 
 
-def _reached(candidates: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
-    """The candidates that others join to the start (None: to the border), along rows and columns."""
-    reached = candidates.copy() if start is None else start
-    if start is None:
-        reached[1:-1, 1:-1] = False
-    rows, columns = _runs(candidates), _runs(candidates.T)
+def _parts(inside: np.ndarray) -> np.ndarray:
+    """The number of the part, from 1, that each pixel belongs to; 0 outside. Parts touch along rows and columns."""
+    part = np.where(inside, np.arange(1, inside.size + 1).reshape(inside.shape), 0)
     while True:
-        before = np.count_nonzero(reached)
-        reached = _spread(reached, rows) & candidates
-        reached = _spread(reached.T, columns).T & candidates
-        if np.count_nonzero(reached) == before:
-            return reached
+        before = part
+        part = _largest_of_runs(part)
+        part = _largest_of_runs(part.T).T
+        if np.array_equal(part, before):
+            return part
 
 
-def _runs(candidates: np.ndarray) -> np.ndarray:
-    """The number of each pixel's run: candidates beside each other in a row share one."""
-    starts = np.ones(candidates.shape, bool)
-    starts[:, 1:] = ~(candidates[:, 1:] & candidates[:, :-1])
-    return np.cumsum(starts).reshape(candidates.shape) - 1
-
-
-def _spread(reached: np.ndarray, runs: np.ndarray) -> np.ndarray:
-    touched = np.zeros(runs[-1, -1] + 1, bool)
-    touched[runs[reached]] = True
-    return touched[runs]
+def _largest_of_runs(part: np.ndarray) -> np.ndarray:
+    """Every pixel with the largest number of its run: neighbours in a row that are inside, all of them."""
+    starts = np.ones(part.shape, bool)
+    starts[:, 1:] = (part[:, 1:] == 0) | (part[:, :-1] == 0)
+    largest = np.maximum.reduceat(part.reshape(-1), np.flatnonzero(starts))
+    return largest[np.cumsum(starts) - 1].reshape(part.shape)

@@ -153,11 +153,13 @@ def _check_made_with(config: ExperimentConfig, folder: Path, begun: bool) -> Non
     Raises:
         ConfigError: it differs.
     """
+    sampling = json.loads(json.dumps(dataclasses.asdict(config.sampling)))
+    del sampling["box_outline"]  # of which a picture without a reference has none
     now: dict[str, Any] = {
         "class_prompt": config.data.class_prompt,
         "seed": config.data.seed,
         "image_size": config.model.image_size,
-        "sampling": json.loads(json.dumps(dataclasses.asdict(config.sampling))),
+        "sampling": sampling,
     }
     path = folder / _MADE_WITH
     if not (begun and path.is_file()):
