@@ -24,6 +24,10 @@ PURE_WHITE, LEAST_HOLE = 254, 0.002
 """White that the product encloses is a hole (under a handle) if half of it is at least the first, and its share of the
 picture at least the second; else it is the product's own white."""
 
+BRIDGED = 0.02
+"""A gap in the product that is narrower than twice this share of its larger side is the product's: a white stripe that
+runs to its edge."""
+
 OPAQUE = 10
 """A pixel is background if its alpha is below this (of 255), where some of the picture is transparent."""
 
@@ -74,48 +78,52 @@ def is_box(mask: np.ndarray) -> bool:
     return bool(np.count_nonzero(mask) >= BOX_FILL * area)
 
 
-def outline_in_box(reference: np.ndarray, crop: Box, place: Box, scene: np.ndarray, mask: np.ndarray) -> Outline | None:
+def outline_in_box(
+    reference: np.ndarray, crop: Box, place: Box, scene: np.ndarray, mask: np.ndarray, hole: np.ndarray
+) -> Outline | None:
     """The reference's outline in a box of the scene.
 
     Args:
         reference: uint8 RGB or RGBA [r, s, 3 or 4], its backdrop white or transparent.
         crop: (y0, x0, y1, x1) of the reference that the hint shows.
         place: where the hint shows it in the scene.
-        scene: uint8 RGB [h, w, 3]; what it shows inside the mask does not count.
-        mask: [h, w], non-zero = fill.
+        scene: uint8 RGB [h, w, 3].
+        mask: the box [h, w], non-zero = fill.
+        hole: what of the scene does not count [h, w], bool: the box, and beyond the photo what repeats it.
 
     Returns:
-        None where the mask is no box, or the reference does not show its outline: a photo of a scene, a product that
-        fills its picture, a white one on white.
+        None where the reference does not show its outline: a photo of a scene, a product that fills its picture, a
+        white one on white.
     """
-    if not is_box(mask):
-        return None
-    product = product_pixels(reference, crop)
+    product = product_coverage(reference, crop)
     if not LEAST_SHARE <= product.mean() <= MOST_SHARE:
         return None
     top, left, bottom, right = place
-    piece = Image.fromarray(product.astype(np.uint8) * np.uint8(255))
+    piece = Image.fromarray(np.rint(product * 255).astype(np.uint8))
     coverage = np.zeros(mask.shape, np.float32)
     coverage[top:bottom, left:right] = (
         np.asarray(piece.resize((right - left, bottom - top), Image.Resampling.BILINEAR), np.float32) / 255
     )
     coverage *= mask != 0
-    outline = Outline(coverage, fill_hole(scene, mask != 0))
+    outline = Outline(coverage, fill_hole(scene, hole))
     return outline if outline.mask.any() else None
 
 
-def product_pixels(reference: np.ndarray, crop: Box) -> np.ndarray:
-    """Which pixels of a part of the reference show the product, bool: neither transparent nor white background.
+def product_coverage(reference: np.ndarray, crop: Box) -> np.ndarray:
+    """How much of each pixel of a part of the reference is product, float32 in [0, 1].
 
-    White is background where it reaches the part's border, and where it is a hole; see `PURE_WHITE`. A part that is
-    larger than `MOST_SIDE` is reduced first.
+    Of a cut-out (some of the picture is transparent) that is its alpha. Else it is 0 or 1: white is background where it
+    reaches the part's border, and where it is a hole; see `PURE_WHITE` and `BRIDGED`. A part that is larger than
+    `MOST_SIDE` is reduced first, and so is what is returned.
     """
     y0, x0, y1, x1 = crop
     cut_out = reference.shape[-1] == 4 and (reference[..., 3] < OPAQUE).any()
     values = reference[y0:y1, x0:x1, 3] if cut_out else reference[y0:y1, x0:x1, :3].min(axis=-1)
     factor = -(-max(values.shape) // MOST_SIDE)
     values = np.asarray(Image.fromarray(np.ascontiguousarray(values)).reduce(factor))
-    return values >= OPAQUE if cut_out else ~_background(values)
+    if cut_out:
+        return np.where(values >= OPAQUE, values / np.float32(255), np.float32(0))
+    return _closed(~_background(values)).astype(np.float32)
 
 
 def _background(lightness: np.ndarray) -> np.ndarray:
@@ -127,6 +135,21 @@ def _background(lightness: np.ndarray) -> np.ndarray:
     for border in (part[0], part[-1], part[:, 0], part[:, -1]):
         is_background[border] = True
     return is_background[part] & white
+
+
+def _closed(product: np.ndarray) -> np.ndarray:
+    """With the gaps that a square brush of `BRIDGED` does not get into (morphological closing)."""
+    reach = int(BRIDGED * max(product.shape))
+    if reach == 0:
+        return product
+    return ~_grown(~_grown(np.pad(product, 2 * reach), reach), reach)
+
+
+def _grown(inside: np.ndarray, reach: int) -> np.ndarray:
+    """Whether anything is inside, up to `reach` pixels away on each axis; a rim that wide is left out."""
+    sums = np.pad(inside.astype(np.int32).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    side = 2 * reach + 1
+    return sums[side:, side:] + sums[:-side, :-side] > sums[side:, :-side] + sums[:-side, side:]
 
 
 def fill_hole(image: np.ndarray, hole: np.ndarray) -> np.ndarray:

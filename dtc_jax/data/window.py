@@ -90,6 +90,12 @@ def extract_mask(mask: UInt8[np.ndarray, "h w"], window: Window, size: int) -> U
     return (cv2.resize(padded, (size, size), interpolation=cv2.INTER_AREA) > 1e-4).astype(np.uint8)
 
 
+def extract_hole(mask: UInt8[np.ndarray, "h w"], window: Window, size: int) -> UInt8[np.ndarray, "size size"]:
+    """Where `extract` shows what is inside the mask: there, and beyond the photo where that is repeated."""
+    repeated = _pad((mask != 0).astype(np.uint8), window, cv2.BORDER_REPLICATE)
+    return extract_mask(repeated, Window(0, 0, window.side), size)
+
+
 def put_back(
     scene: UInt8[np.ndarray, "h w 3"],
     generated: Float[np.ndarray, "size size 3"] | UInt8[np.ndarray, "size size 3"],

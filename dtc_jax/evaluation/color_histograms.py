@@ -12,11 +12,17 @@ from jaxtyping import Float, UInt8
 
 from dtc_jax.data.hints import trim_bounds
 from dtc_jax.data.images import on_white
-from dtc_jax.data.outline import product_pixels
+from dtc_jax.data.outline import product_coverage
 from dtc_jax.data.references import clean_reference
 
 BINS = 8
 """Of each channel, equally wide: 512 bins of colours."""
+
+HALF = 0.5
+"""A pixel is the product's if the product covers this share of it."""
+
+_AT_ONCE = 256
+"""Results whose distances to all references are in memory."""
 
 Histogram = Float[np.ndarray, "bins"]
 
@@ -29,8 +35,8 @@ def color_histogram(pixels: UInt8[np.ndarray, "n 3"]) -> Histogram:
     """
     if len(pixels) == 0:
         raise ValueError("a histogram needs pixels")
-    cells = (pixels.astype(np.int64) * BINS) >> 8
-    return np.bincount(cells @ np.array([BINS * BINS, BINS, 1]), minlength=BINS**3) / len(pixels)
+    red, green, blue = (pixels[:, channel].astype(np.uint16) * BINS // 256 for channel in range(3))
+    return np.bincount((red * BINS + green) * BINS + blue, minlength=BINS**3) / len(pixels)
 
 
 def reference_histogram(reference: UInt8[np.ndarray, "h w c"]) -> Histogram:
@@ -40,7 +46,7 @@ def reference_histogram(reference: UInt8[np.ndarray, "h w c"]) -> Histogram:
     """
     cleaned = clean_reference(reference)
     y0, x0, y1, x1 = crop = trim_bounds(cleaned)
-    product = product_pixels(cleaned, crop)
+    product = product_coverage(cleaned, crop) >= HALF
     part = on_white(cleaned)[y0:y1, x0:x1]
     factor = -(-max(part.shape[:2]) // max(product.shape))
     rows, columns = (np.arange(length) // factor for length in part.shape[:2])
@@ -61,8 +67,9 @@ def nearest_is_own(
 ) -> Float[np.ndarray, "n"]:
     """1 where no other reference of the set is nearer to a result than its own, else 0."""
     own = np.zeros(len(results))
-    for index, result in enumerate(results):
-        distances = bhattacharyya_distance(result[None], references)[0]
+    for start in range(0, len(results), _AT_ONCE):
+        distances = bhattacharyya_distance(results[start : start + _AT_ONCE], references)
+        of_own = np.diagonal(distances, start)
         # Of two cases with one photo neither is nearer, however their sums are rounded.
-        own[index] = distances[index] <= distances.min() + 1e-9
+        own[start : start + _AT_ONCE] = of_own <= distances.min(axis=1) + 1e-9
     return own

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
+from dtc_jax.data.outline import is_box
 from dtc_jax.data.window import Window
 from dtc_jax.evaluation.fidelity import GenerateFn, GenerationInputs
 from dtc_jax.inference.pipeline import Pipeline
@@ -23,8 +24,10 @@ def prepare_whole_scene(
     hint = pipeline.config.model.hint
     size = pipeline.config.model.image_size
     for scene, mask, reference in zip(inputs.scene, inputs.mask, inputs.reference, strict=True):
-        batch, outline = stitched_batch(scene, mask[..., 0], reference, hint, box_outline)
-        yield Prepared({**batch, "reference": reference}, scene, mask[..., 0], Window(0, 0, size), outline)
+        region = mask[..., 0]
+        hole = region if box_outline == "reference" and is_box(region) else None
+        batch, outline = stitched_batch(scene, region, reference, hint, hole)
+        yield Prepared({**batch, "reference": reference}, scene, region, Window(0, 0, size), outline)
 
 
 def pipeline_generator(pipeline: Pipeline, choices: SamplingChoices = CHECKPOINTS_OWN) -> GenerateFn:

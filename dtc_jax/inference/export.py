@@ -62,8 +62,9 @@ images = sampler(batch, seeds={seeds}, guidance_scale={scale})  # float32 [{firs
 ```
 
 `batch` is a dict of uint8 arrays: {arrays}; in `mask`, 1 is where the product goes. How photos of any size become
-that is `dtc_jax.inference.prepare`. One uint32 seed for each image; images of one seed are told apart by
-`image_indices`, and image i of a seed is the one that the package's own command paints.
+that, and the images photos again, is `read_case` of `dtc_jax.inference.prepare` (with `box_outline="{outline}"`) and
+`put_back` of what it returns. One uint32 seed for each image; images of one seed are told apart by `image_indices`, and
+image i of a seed is the one that the package's own command paints.
 signature.json has all of it for programs.
 """
 
@@ -204,6 +205,7 @@ def write_export(arguments: ExportArguments) -> None:
                 name=config.name,
                 steps=sampling.num_inference_steps,
                 solver=sampling.solver,
+                outline=sampling.box_outline,
                 size=config.model.image_size,
                 arrays=", ".join(
                     f"`{name}` [{', '.join(['b', *map(str, shape[1:])])}]"

@@ -258,7 +258,7 @@ class Pipeline:
             context=context,
             keep_backdrop=keep_backdrop,
             regions=regions,
-            box_outline=box_outline or self.config.sampling.box_outline,
+            box_outline=self.config.sampling.box_outline if box_outline is None else box_outline,
         )
 
     def generate(

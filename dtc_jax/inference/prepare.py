@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -20,7 +20,7 @@ from dtc_jax.data.images import (
     read_photo,
     read_reference,
 )
-from dtc_jax.data.outline import Outline, outline_in_box
+from dtc_jax.data.outline import Outline, is_box, outline_in_box
 from dtc_jax.data.references import clean_reference, frame_reference
 from dtc_jax.data.regions import Regions, split_regions
 from dtc_jax.data.window import (
@@ -29,6 +29,7 @@ from dtc_jax.data.window import (
     crop_window,
     default_feather,
     extract,
+    extract_hole,
     extract_mask,
     put_back,
 )
@@ -116,6 +117,8 @@ def read_case(
     Raises:
         InputError: an input that cannot be used.
     """
+    if box_outline not in get_args(BoxOutline):
+        raise InputError(f"box_outline must be {' or '.join(get_args(BoxOutline))}, not {box_outline!r}")
     check_context(context)
     check_reference(reference, config)
     photo = scene if isinstance(scene, Photo) else read_photo(scene)
@@ -179,7 +182,10 @@ def prepare(
         return Prepared({"scene": small_scene, "mask": small_mask[..., None]}, scene, mask, window)
     if not keep_backdrop:
         reference = clean_reference(reference)
-    batch, outline = stitched_batch(small_scene, small_mask, reference, config.hint, box_outline)
+    # Asked of the photo's mask: at the model's size a thin ellipse is a box.
+    cut = box_outline == "reference" and is_box(mask)
+    hole = extract_hole(mask, window, size) if cut else None
+    batch, outline = stitched_batch(small_scene, small_mask, reference, config.hint, hole)
     batch["reference"] = frame_reference(reference, config.reference_size, config.hint.trim)
     return Prepared(batch, scene, mask, window, outline)
 
@@ -189,17 +195,23 @@ def stitched_batch(
     mask: UInt8[np.ndarray, "size size"],
     reference: UInt8[np.ndarray, "rh rw c"],
     hint: HintConfig,
-    box_outline: BoxOutline,
+    hole: UInt8[np.ndarray, "size size"] | None,
 ) -> tuple[dict[str, np.ndarray], Outline | None]:
     """`scene`, `mask` and `hint` of a batch at the model's size, and the outline that cuts the mask, if one does.
 
-    The hint is the same with and without an outline.
+    Args:
+        scene: RGB.
+        mask: {0, 1}, 1 = fill.
+        reference: its backdrop white or transparent.
+        hint: how the model was taught to place the hint, which is in the same place with and without an outline.
+        hole: what of the scene does not count, where the mask is a box that the reference's outline is to cut; None:
+            the mask stays as it is.
     """
     place = hint_box(mask, hint.region)
     outline = None
-    if box_outline == "reference":
+    if hole is not None:
         crop = trim_bounds(reference) if hint.trim else (0, 0, *reference.shape[:2])
-        outline = outline_in_box(reference, crop, placement(crop, place, hint.fit), scene, mask)
+        outline = outline_in_box(reference, crop, placement(crop, place, hint.fit), scene, mask, hole > 0)
     if outline is not None:
         scene, mask = outline.surroundings, outline.mask
     drawn = make_hint(reference, place, scene, mask, hint)

@@ -66,6 +66,14 @@ def test_what_is_not_on_white_is_taken_whole() -> None:
     assert reference_histogram(blank)[-1] == 1
 
 
+def test_more_results_than_are_compared_at_once() -> None:
+    histograms = np.random.default_rng(3).dirichlet(np.full(BINS**3, 0.1), 600)
+    order = np.arange(600)
+    order[[5, 400]] = order[[400, 5]]
+    found = nearest_is_own(histograms[order], histograms)
+    assert np.flatnonzero(found == 0).tolist() == [5, 400]
+
+
 def test_nearest() -> None:
     pixels = np.random.default_rng(2).integers(0, 256, (4, 50, 3), dtype=np.uint8)
     references = np.stack([color_histogram(part) for part in pixels])

@@ -8,6 +8,7 @@ import pytest
 from dtc_jax import presets
 from dtc_jax.data.hints import stitch
 from dtc_jax.data.images import InputError, read_photo
+from dtc_jax.data.outline import is_box
 from dtc_jax.data.references import frame_reference
 from dtc_jax.inference.prepare import PreparedPhoto, prepare, read_case
 
@@ -70,6 +71,33 @@ def test_the_reference_may_give_the_outline_in_a_box() -> None:
     np.testing.assert_array_equal(whole, result)
 
 
+@pytest.mark.parametrize("box", [(8, 0, 40, 64), (0, 0, 48, 64), (0, 3, 47, 64)], ids=["wide", "all", "nearly all"])
+def test_what_was_in_the_box_does_not_come_back_from_beyond_the_photo(box: tuple[int, int, int, int]) -> None:
+    """Beyond the photo the window repeats its edge, also where that is inside the box."""
+    scene, _, reference = _oval_in_a_box()
+    y0, x0, y1, x1 = box
+    scene[:] = (60, 90, 200)
+    mask = np.zeros((48, 64), np.uint8)
+    mask[y0:y1, x0:x1] = 1
+    other = scene.copy()
+    other[mask == 1] = (0, 255, 0)
+    first, second = (prepare(image, mask, reference, MODEL, box_outline="reference") for image in (scene, other))
+    assert first.outline is not None and second.outline is not None
+    np.testing.assert_array_equal(second.outline.surroundings, first.outline.surroundings)
+    expected = (128,) * 3 if mask.all() else (60, 90, 200)
+    assert (first.outline.surroundings == expected).all()
+
+
+def test_a_thin_drawn_mask_is_no_box() -> None:
+    """Though at the model's size, where it is one or two pixels wide, it fills its bounding box."""
+    scene, reference = np.zeros((600, 600, 3), np.uint8), _oval_in_a_box()[2]
+    y, x = np.mgrid[:600, :600] + 0.5
+    mask = (((y - 300) / 250) ** 2 + ((x - 300) / 8) ** 2 < 1).astype(np.uint8)
+    small = prepare(scene, mask, reference, MODEL).batch["mask"][..., 0]
+    assert is_box(small) and not is_box(mask), "the case that this is about"
+    assert prepare(scene, mask, reference, MODEL, box_outline="reference").outline is None
+
+
 def test_drawn_masks_and_prompts_have_their_own_outline() -> None:
     scene, mask, reference = _oval_in_a_box()
     mask[8:20, 20:30] = 0
@@ -118,6 +146,8 @@ def test_transparent_references_go_on_white_and_white_products_are_kept() -> Non
 
 def test_read_case_wants_mask_or_box() -> None:
     scene, reference = np.zeros((8, 8, 3), np.uint8), _reference(4, 4, 1)
+    with pytest.raises(InputError, match="box_outline must be model or reference, not 'both'"):
+        read_case(scene, None, reference, MODEL, box=(0, 0, 1, 1), box_outline="both")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="one of the two"):
         read_case(scene, None, reference, MODEL)
     with pytest.raises(InputError, match="one of the two"):

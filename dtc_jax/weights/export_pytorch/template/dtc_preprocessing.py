@@ -17,7 +17,7 @@ from PIL import Image
 from .dtc_backdrop import whiten_backdrop
 from .dtc_images import on_white
 from .dtc_metadata import NO_METADATA, Metadata
-from .dtc_outline import Outline, outline_in_box
+from .dtc_outline import Outline, is_box, outline_in_box
 from .dtc_resize import edge_distance, resize_area, resize_cubic, resize_nearest
 
 Box = tuple[int, int, int, int]
@@ -87,7 +87,9 @@ def prepare(
     window = crop_window(mask, context)
     scene, small_mask = extract(photo, window, size), extract_mask(mask, window, size)
     crop, place = hint_place(reference, small_mask, fit, region, trim)
-    outline = outline_in_box(reference, crop, place, scene, small_mask) if box_outline == "reference" else None
+    outline = None
+    if box_outline == "reference" and is_box(mask):
+        outline = outline_in_box(reference, crop, place, scene, small_mask, extract_hole(mask, window, size))
     return Prepared(
         scene=scene if outline is None else outline.surroundings,
         mask=small_mask if outline is None else outline.mask,
@@ -131,6 +133,12 @@ def extract_mask(mask: np.ndarray, window: Window, size: int) -> np.ndarray:
     if size >= window.side:
         return resize_nearest(padded, size).astype(np.uint8)
     return (resize_area(padded, size) > 1e-4).astype(np.uint8)
+
+
+def extract_hole(mask: np.ndarray, window: Window, size: int) -> np.ndarray:
+    """Where `extract` shows what is inside the mask, bool: there, and beyond the photo where that is repeated."""
+    repeated = _padded((mask != 0).astype(np.uint8), window, mode="edge")
+    return extract_mask(repeated, Window(0, 0, window.side), size) > 0
 
 
 def put_back(prepared: Prepared, generated: np.ndarray, feather: int = 0) -> np.ndarray:

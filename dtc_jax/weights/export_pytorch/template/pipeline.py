@@ -172,7 +172,7 @@ class DTCPipeline(DiffusionPipeline):
             region=self.config.hint_region,
             trim=self.config.hint_trim,
             context=context,
-            box_outline=box_outline or self.config.box_outline,
+            box_outline=self.config.box_outline if box_outline is None else box_outline,
         )
         return replace(prepared, metadata=metadata)
 
