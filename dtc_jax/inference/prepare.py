@@ -20,7 +20,7 @@ from dtc_jax.data.images import (
     read_photo,
     read_reference,
 )
-from dtc_jax.data.outline import Outline, is_box, outline_in_box
+from dtc_jax.data.outline import Outline, fill_hole, is_box, outline_in_box
 from dtc_jax.data.references import clean_reference, frame_reference
 from dtc_jax.data.regions import Regions, split_regions
 from dtc_jax.data.window import (
@@ -176,16 +176,18 @@ def prepare(
     """
     size = config.image_size
     window = crop_window(mask, context)
-    small_mask = extract_mask(mask, window, size)
+    small_mask, hole = extract_mask(mask, window, size), extract_hole(mask, window, size)
     small_scene = extract(scene, window, size)
+    if (hole != small_mask).any():
+        # Beyond the photo its edge is repeated: where that is inside the mask, the old content would show.
+        small_scene = np.where((hole > small_mask)[..., None], fill_hole(small_scene, hole > 0), small_scene)
     if reference is None:
         return Prepared({"scene": small_scene, "mask": small_mask[..., None]}, scene, mask, window)
     if not keep_backdrop:
         reference = clean_reference(reference)
     # Asked of the photo's mask: at the model's size a thin ellipse is a box.
     cut = box_outline == "reference" and is_box(mask)
-    hole = extract_hole(mask, window, size) if cut else None
-    batch, outline = stitched_batch(small_scene, small_mask, reference, config.hint, hole)
+    batch, outline = stitched_batch(small_scene, small_mask, reference, config.hint, hole if cut else None)
     batch["reference"] = frame_reference(reference, config.reference_size, config.hint.trim)
     return Prepared(batch, scene, mask, window, outline)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from dtc_jax.data.hints import stitch
 from dtc_jax.data.images import InputError, read_photo
 from dtc_jax.data.outline import is_box
 from dtc_jax.data.references import frame_reference
-from dtc_jax.inference.prepare import PreparedPhoto, prepare, read_case
+from dtc_jax.inference.prepare import BoxOutline, PreparedPhoto, prepare, read_case
 
 MODEL = presets.test()
 
@@ -72,8 +74,9 @@ def test_the_reference_may_give_the_outline_in_a_box() -> None:
 
 
 @pytest.mark.parametrize("box", [(8, 0, 40, 64), (0, 0, 48, 64), (0, 3, 47, 64)], ids=["wide", "all", "nearly all"])
-def test_what_was_in_the_box_does_not_come_back_from_beyond_the_photo(box: tuple[int, int, int, int]) -> None:
-    """Beyond the photo the window repeats its edge, also where that is inside the box."""
+@pytest.mark.parametrize("box_outline", get_args(BoxOutline))
+def test_what_is_inside_the_mask_does_not_count(box: tuple[int, int, int, int], box_outline: BoxOutline) -> None:
+    """Nor beyond the photo, where the window repeats its edge, also where that is inside the mask."""
     scene, _, reference = _oval_in_a_box()
     y0, x0, y1, x1 = box
     scene[:] = (60, 90, 200)
@@ -81,11 +84,15 @@ def test_what_was_in_the_box_does_not_come_back_from_beyond_the_photo(box: tuple
     mask[y0:y1, x0:x1] = 1
     other = scene.copy()
     other[mask == 1] = (0, 255, 0)
-    first, second = (prepare(image, mask, reference, MODEL, box_outline="reference") for image in (scene, other))
-    assert first.outline is not None and second.outline is not None
-    np.testing.assert_array_equal(second.outline.surroundings, first.outline.surroundings)
+    first, second = (prepare(image, mask, reference, MODEL, box_outline=box_outline) for image in (scene, other))
+    assert first.window.side >= 64 > 48, "the window reaches beyond the photo"
+    shown = [case.batch["scene"] * (1 - case.batch["mask"]) for case in (first, second)]
+    np.testing.assert_array_equal(*shown)
     expected = (128,) * 3 if mask.all() else (60, 90, 200)
-    assert (first.outline.surroundings == expected).all()
+    assert (shown[0][first.batch["mask"][..., 0] == 0] == expected).all()
+    if box_outline == "reference":
+        assert first.outline is not None and second.outline is not None
+        np.testing.assert_array_equal(second.outline.surroundings, first.outline.surroundings)
 
 
 def test_a_thin_drawn_mask_is_no_box() -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from .dtc_backdrop import whiten_backdrop
 from .dtc_images import on_white
 from .dtc_metadata import NO_METADATA, Metadata
-from .dtc_outline import Outline, is_box, outline_in_box
+from .dtc_outline import Outline, fill_hole, is_box, outline_in_box
 from .dtc_resize import edge_distance, resize_area, resize_cubic, resize_nearest
 
 Box = tuple[int, int, int, int]
@@ -85,11 +85,14 @@ def prepare(
     if not cut_out:
         reference = whiten_backdrop(on_white(reference))
     window = crop_window(mask, context)
-    scene, small_mask = extract(photo, window, size), extract_mask(mask, window, size)
+    scene = extract(photo, window, size)
+    small_mask, hole = extract_mask(mask, window, size), extract_hole(mask, window, size)
+    if (hole != small_mask).any():
+        scene = np.where((hole > small_mask)[..., None], fill_hole(scene, hole > 0), scene)
     crop, place = hint_place(reference, small_mask, fit, region, trim)
     outline = None
     if box_outline == "reference" and is_box(mask):
-        outline = outline_in_box(reference, crop, place, scene, small_mask, extract_hole(mask, window, size))
+        outline = outline_in_box(reference, crop, place, scene, small_mask, hole > 0)
     return Prepared(
         scene=scene if outline is None else outline.surroundings,
         mask=small_mask if outline is None else outline.mask,
@@ -136,9 +139,9 @@ def extract_mask(mask: np.ndarray, window: Window, size: int) -> np.ndarray:
 
 
 def extract_hole(mask: np.ndarray, window: Window, size: int) -> np.ndarray:
-    """Where `extract` shows what is inside the mask, bool: there, and beyond the photo where that is repeated."""
+    """Where `extract` shows what is inside the mask {0, 1}: there, and beyond the photo where that is repeated."""
     repeated = _padded((mask != 0).astype(np.uint8), window, mode="edge")
-    return extract_mask(repeated, Window(0, 0, window.side), size) > 0
+    return extract_mask(repeated, Window(0, 0, window.side), size)
 
 
 def put_back(prepared: Prepared, generated: np.ndarray, feather: int = 0) -> np.ndarray:
