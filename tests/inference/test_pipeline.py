@@ -26,8 +26,6 @@ from dtc_jax.inference.stages import advance, encode_reference, steps_of
 from dtc_jax.models.diffuse_to_choose import DiffuseToChoose
 from dtc_jax.weights import ModelFolderError, load_model_folder, save_model_folder
 
-ONE: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 2.0}
-
 
 def _case(seed: int = 0, height: int = 37, width: int = 51) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
@@ -148,7 +146,8 @@ def test_who_draws_the_outline_in_a_box(pipeline: Pipeline, tmp_path: Path) -> N
     corner = outlined[8:10, 10:12].astype(int)
     assert np.abs(corner - (60, 90, 200)).max() <= 8 < np.abs(model[8:10, 10:12].astype(int) - (60, 90, 200)).max()
     assert (outlined[20, 22] != scene[20, 22]).any()
-    own = replace(pipeline, config=replace(pipeline.config, sampling=SamplingConfig(**ONE, box_outline="reference")))
+    sampling = replace(pipeline.config.sampling, box_outline="reference")
+    own = replace(pipeline, config=replace(pipeline.config, sampling=sampling))
     np.testing.assert_array_equal(own(scene, None, reference, box=box, feather=0)[0], outlined)
     np.testing.assert_array_equal(own(scene, None, reference, box=box, feather=0, box_outline="model")[0], model)
     assert own.prepare(scene, None, reference, box=box).outline is not None
