@@ -107,6 +107,10 @@ class DiffusionConfig:
         )
 
 
+BoxOutline = Literal["model", "reference"]
+"""Who draws the product's outline in a mask that is a box; see `dtc_jax.data.outline`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """Defaults for sampling with the trained model."""
@@ -131,7 +135,7 @@ class SamplingConfig:
     """How the solver's steps are spread over the T noise levels."""
     steps_offset: int = 1
     """Added to leading timesteps; SD1.5's is 1."""
-    box_outline: Literal["model", "reference"] = "model"
+    box_outline: BoxOutline = "model"
     """Under a mask that is a box: the model paints all of it, or the reference's outline is stretched into it first."""
 
     def __post_init__(self) -> None:

@@ -19,9 +19,8 @@ import numpy as np
 import tyro
 
 from dtc_jax import evaluate
-from dtc_jax.config import ExperimentConfig
+from dtc_jax.config import BoxOutline, ExperimentConfig
 from dtc_jax.evaluation.report import markdown_table
-from dtc_jax.inference.prepare import BoxOutline
 from dtc_jax.weights.model_folder import Params, flatten_params, save_model_folder
 from dtc_jax.weights.run_folder import load_checkpoint
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
+from dtc_jax.config import BoxOutline
 from dtc_jax.data.outline import is_box
 from dtc_jax.data.window import Window
 from dtc_jax.evaluation.fidelity import GenerateFn, GenerationInputs
 from dtc_jax.inference.pipeline import Pipeline
-from dtc_jax.inference.prepare import BoxOutline, Prepared, stitched_batch
+from dtc_jax.inference.prepare import Prepared, stitched_batch
 from dtc_jax.inference.settings import CHECKPOINTS_OWN, SamplingChoices, resolve_sampling
 
 

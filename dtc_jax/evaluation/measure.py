@@ -99,6 +99,19 @@ class _Distance:
         return distance
 
 
+class _Kept:
+    """In place of a function of the devices: what the host has computed is handed on as it is."""
+
+    def __init__(self) -> None:
+        self._found: dict[Any, np.ndarray] = {}
+
+    def add(self, key: Any, value: np.ndarray) -> None:
+        self._found[key] = value
+
+    def finish(self) -> dict[Any, np.ndarray]:
+        return self._found
+
+
 Prepared = list[tuple[str, tuple[str, str], tuple[np.ndarray, ...]]]
 """(name of the function, (result's name, which image), arrays)."""
 
@@ -157,16 +170,11 @@ def measure(
     steps: list[tuple[Callable[[str], Prepared], str]] = [(prepared, name) for name in images.names]
     if real is not None:
         steps += [(prepared_real, name) for name in real]
-    histograms: dict[tuple[str, str], np.ndarray] = {}
     bar = tqdm(_ahead(steps), total=len(steps), desc="measuring", unit="image", disable=None if progress else True)
     for parts in bar:
         for function, key, arrays in parts:
-            if function == "colors":
-                histograms[key] = arrays[0]
-            else:
-                functions[function].add(key, *arrays)
+            functions[function].add(key, *arrays)
     found: dict[str, dict[Any, Any]] = {name: function.finish() for name, function in functions.items()}
-    found["colors"] = histograms
 
     values = _values(images.names, found, wanted)
     figures: dict[str, Any] = {}
@@ -216,7 +224,7 @@ def _functions(
     options: MeasureOptions,
     batch_size: int,
     devices: Sequence[jax.Device],
-) -> dict[str, BatchedFunction]:
+) -> dict[str, BatchedFunction | _Kept]:
     """The functions that these figures need, by the name of their network or of what they compare."""
     kinds = {METRICS[name].network for name in wanted}
     made: dict[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {}
@@ -228,7 +236,12 @@ def _functions(
         made["pixels"] = (compare_pixels, {})
     if "changed_outside" in wanted:
         made["outside"] = (partial(_compare_outside, options.tolerance), {})
-    return {name: BatchedFunction(*one, batch_size, devices) for name, one in made.items()}
+    functions: dict[str, BatchedFunction | _Kept] = {
+        name: BatchedFunction(*one, batch_size, devices) for name, one in made.items()
+    }
+    if "own_colors" in wanted:
+        functions["colors"] = _Kept()
+    return functions
 
 
 def prepare(

@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float, UInt8
 
-from dtc_jax.config import ExperimentConfig, ModelConfig
+from dtc_jax.config import BoxOutline, ExperimentConfig, ModelConfig
 from dtc_jax.data.images import ImageLike, InputError
 from dtc_jax.data.regions import Regions
 from dtc_jax.data.window import DEFAULT_CONTEXT
@@ -22,7 +22,7 @@ from dtc_jax.diffusion import SolverName, TimestepSpacing
 from dtc_jax.inference.batches import choose_batch, generate_on, replicate
 from dtc_jax.inference.checks import check_count, check_feather, check_seed
 from dtc_jax.inference.generate import generate_jit, image_keys
-from dtc_jax.inference.prepare import BoxOutline, Prepared, PreparedPhoto, read_case
+from dtc_jax.inference.prepare import Prepared, PreparedPhoto, read_case
 from dtc_jax.inference.reference_tokens import Catalogue, with_tokens
 from dtc_jax.inference.runtime import release_freed_memory
 from dtc_jax.inference.settings import CHECKPOINTS_OWN, SamplingChoices, resolve_sampling, sampler_settings

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from dtc_jax.config import HintConfig, ModelConfig
+from dtc_jax.config import BoxOutline, HintConfig, ModelConfig
 from dtc_jax.data.hints import hint_box, make_hint, placement, trim_bounds
 from dtc_jax.data.images import (
     ImageLike,
@@ -39,9 +39,6 @@ MAX_WINDOW = 16384
 """Pixels; a wider window takes gigabytes. Only a panorama whose mask is wider than that needs one."""
 
 Generated = Float[np.ndarray, "size size 3"] | UInt8[np.ndarray, "size size 3"]
-
-BoxOutline = Literal["model", "reference"]
-"""Who draws the product's outline in a mask that is a box; see `dtc_jax.data.outline`."""
 
 
 @dataclass(frozen=True, eq=False)

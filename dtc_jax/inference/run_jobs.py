@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from dtc_jax.config import BoxOutline
 from dtc_jax.data.images import InputError, read_photo, write_image
 from dtc_jax.data.locations import Location, LocationError, read_bytes
 from dtc_jax.data.regions import Regions
@@ -178,7 +179,7 @@ class _Reader:
         self, pipeline: Pipeline, options: RunOptions, log: ResultsLog | None, settings: dict[str, Any]
     ) -> None:
         self._model, self._options, self._log = pipeline.config.model, options, log
-        self._box_outline = resolve_sampling(pipeline.config, options.choices).box_outline
+        self._box_outline: BoxOutline = settings["box_outline"]
         # One scene with many products, or a few scenes in turn.
         self._photo = functools.lru_cache(maxsize=4)(read_photo)
         self._digest = functools.lru_cache(maxsize=None)(_digest)

@@ -11,7 +11,7 @@ import pydantic
 import tyro
 from jax.typing import DTypeLike
 
-from dtc_jax.config import DiffusionConfig, ExperimentConfig, ModelConfig, SamplingConfig
+from dtc_jax.config import BoxOutline, DiffusionConfig, ExperimentConfig, ModelConfig, SamplingConfig
 from dtc_jax.data.images import InputError
 from dtc_jax.diffusion import NoiseSchedule, Solver, SolverName, TimestepSpacing, make_schedule, make_solver
 
@@ -41,7 +41,7 @@ class SamplingChoices:
     """Noise that DDIM adds: 0 none, 1 as much as ancestral sampling."""
     timestep_spacing: Annotated[TimestepSpacing | None, _choice("{leading,trailing,linspace}")] = None
     """How the steps are spread over the noise levels."""
-    box_outline: Annotated[Literal["model", "reference"] | None, _choice("{model,reference}")] = None
+    box_outline: Annotated[BoxOutline | None, _choice("{model,reference}")] = None
     """Who draws the product's outline in a mask that is a box: the model, which paints all of the box, or a reference
     on white, whose own is stretched into the box; the rest of the box is then filled from around it."""
 

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from dtc_jax import evaluate
+from dtc_jax.config import BoxOutline
 from dtc_jax.data.outline import is_box
 from dtc_jax.evaluation.cases import evaluation_batch
 from dtc_jax.evaluation.fidelity import GenerationInputs, hide_truth
 from dtc_jax.evaluation.generators import pipeline_generator, prepare_whole_scene
 from dtc_jax.inference.pipeline import Pipeline
-from dtc_jax.inference.prepare import BoxOutline
 from dtc_jax.inference.settings import SamplingChoices
 from tests.evaluation.models import save_test_model
 

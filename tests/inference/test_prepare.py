@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from dtc_jax import presets
+from dtc_jax.config import BoxOutline
 from dtc_jax.data.hints import stitch
 from dtc_jax.data.images import InputError, read_photo
 from dtc_jax.data.outline import is_box
 from dtc_jax.data.references import frame_reference
-from dtc_jax.inference.prepare import BoxOutline, PreparedPhoto, prepare, read_case
+from dtc_jax.inference.prepare import PreparedPhoto, prepare, read_case
 
 MODEL = presets.test()
 

@@ -18,7 +18,7 @@ from diffusers.utils import dynamic_modules_utils
 from PIL import Image
 
 from dtc_jax import presets
-from dtc_jax.config import DiffusionConfig, HintConfig, ModelConfig, SamplingConfig
+from dtc_jax.config import BoxOutline, DiffusionConfig, HintConfig, ModelConfig, SamplingConfig
 from dtc_jax.data.hints import Fit
 from dtc_jax.data.images import read_mask, read_reference, read_scene
 from dtc_jax.diffusion import (
@@ -30,7 +30,7 @@ from dtc_jax.diffusion import (
     rescale_guidance,
     sample,
 )
-from dtc_jax.inference.prepare import BoxOutline, prepare
+from dtc_jax.inference.prepare import prepare
 from dtc_jax.weights.export_pytorch.code_files import PIPELINE_FILES
 from dtc_jax.weights.export_pytorch.networks import scheduler_config
 

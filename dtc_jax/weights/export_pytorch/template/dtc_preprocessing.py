@@ -87,7 +87,7 @@ def prepare(
     window = crop_window(mask, context)
     scene = extract(photo, window, size)
     small_mask, hole = extract_mask(mask, window, size), extract_hole(mask, window, size)
-    if (hole != small_mask).any():
+    if (hole != small_mask).any():  # beyond the photo, where the old content would be repeated
         scene = np.where((hole > small_mask)[..., None], fill_hole(scene, hole > 0), scene)
     crop, place = hint_place(reference, small_mask, fit, region, trim)
     outline = None
